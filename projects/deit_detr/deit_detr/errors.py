@@ -1,0 +1,27 @@
+"""One way to end a command line: a sentence instead of a traceback."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Bad input. The message names the file, the field and the fix, and is all the user sees."""
+
+
+def run_cli(main: Callable[[], int | None]) -> None:
+    """Run a command line's ``main`` and exit with its status.
+
+    Args:
+        main: Returns the exit status; ``None`` counts as 0.
+
+    Raises:
+        SystemExit: Always. Status 2 with one line on standard error for a :class:`UserError`, 130 for Ctrl-C.
+    """
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)
