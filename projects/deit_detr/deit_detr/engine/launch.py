@@ -1,0 +1,64 @@
+"""Starting a run: the command-line pieces that train.py and test.py share."""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.logging import print_log
+
+from deit_detr.errors import UserError
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add mmdet's arguments that training and testing have in common."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='override settings of the config, e.g. train_dataloader.batch_size=2 model.num_queries=50')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # torchrun sets LOCAL_RANK; older launchers pass it as an argument
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read a config, apply the command line's overrides and prepare the distributed environment.
+
+    Args:
+        args: As parsed with :func:`add_run_arguments`, with ``config`` beside it.
+
+    Returns:
+        Config: With ``work_dir`` and ``launcher`` set.
+
+    Raises:
+        UserError: If the file is missing.
+    """
+    if not Path(args.config).is_file():
+        raise UserError(f'{args.config}: no such config file')
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if args.launcher == 'pytorch' and not torch.cuda.is_available():
+        use_cpu_processes(cfg)
+    return cfg
+
+
+def use_cpu_processes(cfg: Config) -> None:
+    """Let several processes train on the CPU: mmengine's own start assumes a GPU a process.
+
+    Args:
+        cfg: The config of the run, changed in place. Its ``dist_cfg.timeout`` (seconds) is respected.
+    """
+    from datetime import timedelta
+
+    timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+    torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout) if timeout else None)
+    cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+    print_log(f'no GPU: {torch.distributed.get_world_size()} processes on the CPU, backend gloo', logger='current')
