@@ -4,18 +4,20 @@ from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from torch import nn
 
-from deit_detr.checkpoints.pretrained import count_loaded_tensors
+from deit_detr.checkpoints.pretrained import check_layout, count_loaded_tensors, read_pretrained
 from deit_detr.errors import UserError
 
 
 @HOOKS.register_module()
 class PretrainedCheckHook(Hook):
-    """Stop a training run whose pretrained weights did not arrive.
+    """Stop a training run whose pretrained weights are unusable or did not arrive.
 
     mmengine's ``Pretrained`` initializer is not strict: a checkpoint of another layout, or a missing ``prefix``,
-    loads nothing, logs a list of keys, and the backbone trains from scratch. This hook compares each module that
-    has such an initializer with its checkpoint, and says in the log how many tensors arrived or that there is none.
+    loads nothing, logs a list of keys, and the backbone trains from scratch. This hook looks at each module that
+    has such an initializer: before loading, whether its checkpoint can be read and fits; after loading, how many of
+    its tensors equal the checkpoint's. It says in the log how many that were, or that nothing is pretrained.
 
     Args:
         min_loaded (float): The share of a module's tensors, in 0..1, that has to equal the checkpoint's. Not 1:
@@ -25,6 +27,20 @@ class PretrainedCheckHook(Hook):
     def __init__(self, min_loaded: float = 0.99) -> None:
         self.min_loaded = min_loaded
 
+    def before_run(self, runner: Runner) -> None:
+        """Look at the checkpoints before mmengine loads them.
+
+        Raises:
+            UserError: If a checkpoint is missing, damaged, unsafe, or of another layout or architecture.
+        """
+        for name, module in self._pretrained_modules(runner).items():
+            checkpoint, prefix = module.init_cfg['checkpoint'], module.init_cfg.get('prefix')
+            source = read_pretrained(checkpoint)
+            try:
+                check_layout(module, source, prefix, self.min_loaded)
+            except UserError as error:
+                raise UserError(f'{checkpoint}, for model.{name}: {error}') from None
+
     def before_train(self, runner: Runner) -> None:
         """Compare before the first step, unless a checkpoint of the whole model was loaded over the weights.
 
@@ -33,20 +49,23 @@ class PretrainedCheckHook(Hook):
         """
         if runner._has_loaded:
             return
+        pretrained = self._pretrained_modules(runner)
+        for name, module in pretrained.items():
+            checkpoint = module.init_cfg['checkpoint']
+            equal, total = count_loaded_tensors(module, read_pretrained(checkpoint), module.init_cfg.get('prefix'))
+            if equal < self.min_loaded * total:
+                raise UserError(
+                    f'{checkpoint}: fits model.{name}, but only {equal} of {total} tensors still equal it after '
+                    f'initialization. Something initializes model.{name} again after loading')
+            runner.logger.info(f'{name}: {equal} of {total} tensors pretrained, from {checkpoint}')
+        if not pretrained:
+            runner.logger.warning('no part of the model is pretrained: everything trains from scratch')
+
+    @staticmethod
+    def _pretrained_modules(runner: Runner) -> dict[str, nn.Module]:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        pretrained = {
+        return {
             name: module
             for name, module in model.named_modules()
             if (getattr(module, 'init_cfg', None) or {}).get('type') == 'Pretrained'
         }
-        for name, module in pretrained.items():
-            checkpoint, prefix = module.init_cfg['checkpoint'], module.init_cfg.get('prefix')
-            equal, total = count_loaded_tensors(module, checkpoint, prefix)
-            if equal < self.min_loaded * total:
-                raise UserError(
-                    f'{checkpoint}: only {equal} of {total} tensors of model.{name} came from this checkpoint. '
-                    f'Check model.{name}.init_cfg.prefix (now {prefix!r}) and that the checkpoint is of this '
-                    'architecture in mmpretrain layout')
-            runner.logger.info(f'{name}: {equal} of {total} tensors pretrained, from {checkpoint}')
-        if not pretrained:
-            runner.logger.warning('no part of the model is pretrained: everything trains from scratch')

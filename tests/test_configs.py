@@ -1,0 +1,154 @@
+"""Every recipe on disk builds, learns from a batch with boxes and from one without, and predicts."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import DATASETS, MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData
+
+from conftest import REPO
+
+RECIPES = sorted((REPO / 'projects').glob('*/configs/**/*.py'))
+SEED = REPO / 'projects/deit_detr/configs/detr_deit-tiny_8xb1-150e_scannet.py'
+PURE = REPO / 'projects/deit_detr/configs/pure_python/detr_deit_tiny_8xb1_150e_scannet.py'
+
+
+def load(path: Path) -> Config:
+    cfg = Config.fromfile(path)
+    init_default_scope(cfg.default_scope)
+    cfg.model.backbone.init_cfg = None  # weights have their own tests
+    return cfg
+
+
+def build_model(cfg: Config) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = MODELS.build(copy.deepcopy(cfg.model))
+    model.init_weights()
+    return model
+
+
+def batch(num_boxes: list[int], height: int = 128, width: int = 192) -> dict:
+    """Images of seeded noise with boxes inside, as a data loader gives them."""
+    generator = torch.Generator().manual_seed(0)
+    items = []
+    for number in num_boxes:
+        corners = torch.rand(number, 2, 2, generator=generator).sort(dim=1).values
+        boxes = (corners * torch.tensor([width - 9, height - 9])).flatten(1) + torch.tensor([0.0, 0, 8, 8])
+        sample = DetDataSample(
+            metainfo=dict(img_shape=(height, width), ori_shape=(height, width), scale_factor=(1.0, 1.0), img_id=0),
+            gt_instances=InstanceData(bboxes=boxes, labels=torch.randint(0, 20, (number,), generator=generator)))
+        image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+        items.append(dict(inputs=image, data_samples=sample))
+    return pseudo_collate(items)
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+def test_recipe_steps_and_predicts(path):
+    cfg = load(path)
+    model = build_model(cfg)
+    optim_wrapper = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
+
+    for num_boxes in ([3, 1], [0, 0]):
+        model.train().zero_grad()
+        data = model.data_preprocessor(batch(num_boxes), training=True)
+        losses = model(**data, mode='loss')
+        total, _ = model.parse_losses(losses)
+        assert torch.isfinite(total), num_boxes
+        optim_wrapper.backward(total)
+        without = [name for name, param in model.named_parameters() if param.grad is None]
+        assert not without, f'{num_boxes} boxes: no gradient, so DDP would hang: {without}'
+
+    before = {name: param.detach().clone() for name, param in model.named_parameters()}
+    model.train()
+    model.train_step(batch([3, 1]), optim_wrapper)
+    moved = sum(not torch.equal(before[name], param) for name, param in model.named_parameters())
+    assert moved > 0.9 * len(before)
+
+    model.eval()
+    with torch.no_grad():
+        prediction = model.test_step(batch([2]))[0].pred_instances
+    assert 0 < len(prediction) <= model.test_cfg['max_per_img']
+    assert prediction.labels.max() < len(DATASETS.get('ScanNetDataset').METAINFO['classes'])
+    assert (prediction.scores[:-1] >= prediction.scores[1:]).all() or len(prediction) == 100
+    assert prediction.bboxes.isfinite().all() and prediction.bboxes.min() >= 0
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+def test_recipe_data_hooks_and_schedule_build(path, data_roots, tmp_path):
+    cfg = load(path)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        dataset = DATASETS.build(copy.deepcopy(loader.dataset))
+        sample = dataset[0]
+        assert sample['inputs'].dtype == torch.uint8
+        assert len(sample['data_samples'].gt_instances) > 0
+        assert dataset.metainfo['classes'] == DATASETS.get('ScanNetDataset').METAINFO['classes']
+    assert cfg.model.bbox_head.num_classes == len(dataset.metainfo['classes'])
+    assert cfg.val_dataloader.batch_size == cfg.test_dataloader.batch_size == 1
+    assert cfg.auto_scale_lr.enable is False and cfg.auto_scale_lr.base_batch_size > 0
+    cfg.work_dir, cfg.launcher = str(tmp_path), 'none'
+    hooks = {type(hook).__name__ for hook in Runner.from_cfg(cfg).hooks}
+    assert {'CheckpointHook', 'DetVisualizationHook', 'PretrainedCheckHook'} <= hooks
+
+
+def test_pure_python_face_builds_the_same_system(data_roots):
+    text, pure = load(SEED), load(PURE)
+
+    model_a, model_b = build_model(text), build_model(pure)
+    assert repr(model_a) == repr(model_b)
+    state_a, state_b = model_a.state_dict(), model_b.state_dict()
+    assert list(state_a) == list(state_b)
+    assert all(torch.equal(state_a[key], state_b[key]) for key in state_a)
+    costs_a, costs_b = (
+        [(type(cost), vars(cost)) for cost in model.bbox_head.assigner.match_costs] for model in (model_a, model_b))
+    assert costs_a == costs_b
+
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        set_a, set_b = (DATASETS.build(copy.deepcopy(cfg[loader].dataset)) for cfg in (text, pure))
+        assert repr(set_a.pipeline) == repr(set_b.pipeline)
+        assert (type(set_a), set_a.ann_file, set_a.filter_cfg) == (type(set_b), set_b.ann_file, set_b.filter_cfg)
+        rest_a, rest_b = (
+            {key: value for key, value in cfg[loader].items() if key not in ('dataset', 'sampler', 'batch_sampler')}
+            for cfg in (text, pure))
+        assert rest_a == rest_b
+
+    groups_a, groups_b = (
+        build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper)).optimizer.state_dict()['param_groups']
+        for model, cfg in ((model_a, text), (model_b, pure)))
+    assert groups_a == groups_b
+    for field in ('max_epochs', 'auto_scale_lr', 'log_processor.window_size', 'optim_wrapper.clip_grad'):
+        value_a, value_b = text, pure
+        for part in field.split('.'):
+            value_a, value_b = value_a[part], value_b[part]
+        assert value_a == value_b, field
+    scheduler_a, scheduler_b = (dict(cfg.param_scheduler[0], type=None) for cfg in (text, pure))
+    assert scheduler_a == scheduler_b
+
+
+def test_seed_recipe_is_the_2x_recipe():
+    """The numbers of the 2.x config, one by one."""
+    cfg = load(SEED)
+    model = build_model(cfg)
+    assert sum(param.numel() for param in model.parameters()) == 17_803_225
+    assert cfg.train_dataloader.batch_size == 1 and cfg.train_dataloader.num_workers == 2
+    assert cfg.train_cfg.max_epochs == 150 and cfg.train_cfg.val_interval == 1
+    assert cfg.param_scheduler[0].milestones == [100]
+    assert cfg.optim_wrapper.clip_grad == dict(max_norm=0.1, norm_type=2)
+    assert cfg.auto_scale_lr.base_batch_size == 8
+    assert cfg.val_evaluator.metric == 'bbox' and cfg.val_evaluator.classwise
+    assert cfg.default_hooks.checkpoint.save_best == 'coco/bbox_mAP'
+
+    optimizer = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper)).optimizer
+    backbone = {id(param) for param in model.backbone.parameters()}
+    for group in optimizer.param_groups:
+        in_backbone = {id(param) in backbone for param in group['params']}
+        assert in_backbone == {group['lr'] == pytest.approx(1e-5)}
+        assert group['lr'] == pytest.approx(1e-5 if in_backbone == {True} else 1e-4)
+        assert group['weight_decay'] == pytest.approx(1e-4)

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# From a fresh machine to a trained detector on rendered rooms:  bash tools/quickstart.sh
+# Environment, MiniScanNet, conversion, training, evaluation, pictures. What is finished is skipped on the next call.
+# Arguments go to make_mini_scannet.py, e.g. --train 40 --val 8 for a first look in a minute or two.
+#
+#   DEIT_CHECKPOINT=deit-tiny.pth   pretrained weights from a file (otherwise they are downloaded, if that is possible)
+set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
+[ -z "${DEIT_CHECKPOINT:-}" ] || DEIT_CHECKPOINT=$(realpath "$DEIT_CHECKPOINT")
+cd "$(dirname "$0")/.."
+
+name=dino_deit-tiny_1xb4-8e_mini-scannet
+config=projects/deit_detr/configs/$name.py
+work_dir=work_dirs/$name
+data=data/mini-scannet
+begin=$SECONDS
+say() { printf '\n[%d:%02d] %s\n' $(((SECONDS - begin) / 60)) $(((SECONDS - begin) % 60)) "$1"; }
+
+say '1/6 Environment'
+. tools/setup_env.sh
+
+say '2/6 MiniScanNet: rendering rooms'
+python tools/dataset_converters/make_mini_scannet.py $data/frames "$@"
+
+say '3/6 Converting to COCO-style boxes'
+python tools/dataset_converters/scannet2coco.py $data/frames --out-dir $data
+
+options=()
+if [ -n "${DEIT_CHECKPOINT:-}" ]; then
+    weights="DeiT-tiny pretrained on ImageNet, from $DEIT_CHECKPOINT"
+elif python - $config <<'PY' 2>/dev/null
+import sys, urllib.request
+from mmengine.config import Config
+url = Config.fromfile(sys.argv[1]).model.backbone.init_cfg.checkpoint
+urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=15)
+PY
+then
+    weights='DeiT-tiny pretrained on ImageNet, downloaded'
+else
+    weights='none: the pretrained checkpoint cannot be reached, training from scratch (set DEIT_CHECKPOINT to a file to change that)'
+    options=(--cfg-options model.backbone.init_cfg=None)
+fi
+say "4/6 Training, about 10 minutes on 2 cores. Pretrained weights: $weights"
+python tools/train.py $config --resume "${options[@]}"
+
+checkpoint=$(ls $work_dir/best_coco_bbox_mAP_epoch_*.pth | sort -V | tail -n 1)
+say "5/6 Evaluating $checkpoint, and drawing ground truth (left) beside predictions (right)"
+python tools/test.py $config "$checkpoint" --work-dir $work_dir/test --show-dir pictures
+pictures=$(ls -d $work_dir/test/*/pictures | sort | tail -n 1)
+
+say '6/6 Done'
+cat <<TXT
+
+  Data          $data/{train,val}, $data/scannet_objdet_{train,val}.json
+  Checkpoint    $checkpoint
+  Pictures      $pictures
+  Curves        tensorboard --logdir $work_dir
+  Pretrained    $weights
+
+  Next, on real ScanNet (data/README.md tells how to get scannet_frames_25k):
+    python tools/dataset_converters/scannet2coco.py scannet_frames_25k --out-dir data/scannet-frames
+    bash tools/dist_train.sh projects/deit_detr/configs/detr_deit-tiny_8xb1-150e_scannet.py 8
+    bash tools/dist_test.sh projects/deit_detr/configs/detr_deit-tiny_8xb1-150e_scannet.py CHECKPOINT 8
+
+  Without the environment active, begin with:  . .venv/bin/activate
+TXT

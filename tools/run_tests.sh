@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Prepare the environment if there is none, then run the test suite:  bash tools/run_tests.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. tools/setup_env.sh
+# Tests that bring their own weights or data say so themselves.
+exec env -u DEIT_CHECKPOINT -u MMDET_DATASETS -u MINI_SCANNET_ROOT python -m pytest "$@"

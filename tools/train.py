@@ -1,0 +1,51 @@
+#!/usr/bin/env python
+"""Train a detector: mmdet's train.py, with this project's start-up checks.
+
+Example:
+    python tools/train.py projects/deit_detr/configs/detr_deit-tiny_8xb1-150e_scannet.py --auto-scale-lr
+"""
+
+import argparse
+
+import torch
+from mmengine.runner import Runner
+
+from deit_detr.engine.launch import add_run_arguments, load_config
+from deit_detr.errors import UserError, run_cli
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
+        help='continue from a checkpoint, or without a value from the latest one in the work folder')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision in bfloat16')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the learning rate by the real batch size')
+    add_run_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Build the runner and train."""
+    args = parse_args()
+    cfg = load_config(args)
+    if args.amp:
+        if not torch.cuda.is_available():
+            raise UserError('--amp needs a GPU: leave it out on this machine')
+        # bfloat16 needs no loss scaling; float16 overflows in the matching costs of DETR
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise UserError(f'{args.config}: --auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    Runner.from_cfg(cfg).train()
+
+
+if __name__ == '__main__':
+    run_cli(main)
