@@ -97,7 +97,7 @@ def test_textures_are_images_and_differ_between_seeds(name):
 def test_every_pixel_shows_the_object_that_it_is_labelled_as(room):
     bounds = {value: mesh.bounds() for mesh, value in room.meshes if value > 0}
     for k in range(3):
-        camera = room.camera((k,), (96, 72), np.radians(65))
+        camera = room.camera(k, (96, 72), np.radians(65))
         _, instance, depth = room.scene.render(camera)
         assert (depth > 0.2).all(), 'a hole in the room, or the camera touches something'
         points = unproject(depth, camera.pose(), camera.intrinsics())

@@ -35,8 +35,8 @@ class ScanNetDataset(CocoDataset):
         unknown = [name for name in metainfo['classes'] if name not in table]
         if unknown:
             raise UserError(f'metainfo.classes has {unknown}, which ScanNet has not; its classes: {list(table)}')
-        rows = [table[name] for name in metainfo['classes']]
-        metainfo['category_ids'], metainfo['palette'] = zip(*rows, strict=True)
+        metainfo['category_ids'] = tuple(table[name][0] for name in metainfo['classes'])
+        metainfo['palette'] = [table[name][1] for name in metainfo['classes']]
         return metainfo
 
     def COCOAPI(self, ann_file: str) -> COCO:  # noqa: N802 - CocoDataset opens its annotation file by this name

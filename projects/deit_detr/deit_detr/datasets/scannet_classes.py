@@ -39,8 +39,7 @@ def scannet_metainfo(num_classes: int = 20) -> dict:
         num_classes: 20 for the whole table, 18 for the protocol without wall and floor.
 
     Returns:
-        dict: ``classes`` (names), ``category_ids`` (NYU40 ids) and ``palette`` (RGB, 0..255), all tuples
-        in label order.
+        dict: ``classes`` (names), ``category_ids`` (NYU40 ids) and ``palette`` (RGB, 0..255), in label order.
 
     Raises:
         ValueError: If ``num_classes`` is neither 20 nor 18.
@@ -49,4 +48,4 @@ def scannet_metainfo(num_classes: int = 20) -> dict:
         raise ValueError(f'ScanNet detection has a 20-class and an 18-class protocol, not {num_classes!r}')
     table = [row for row in SCANNET_CLASSES if num_classes == 20 or row[1] not in STUFF_IDS]
     names, ids, palette = zip(*table, strict=True)
-    return dict(classes=names, category_ids=ids, palette=palette)
+    return dict(classes=names, category_ids=ids, palette=list(palette))  # mmdet takes a tuple for a single colour

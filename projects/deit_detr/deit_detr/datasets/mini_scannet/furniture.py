@@ -1,8 +1,8 @@
 """Furniture of the 20 ScanNet classes as meshes.
 
-Every builder takes a random generator and returns a :class:`Mesh` in metres: x along the wall and centred,
-y from the wall (0) into the room, z up from the floor. Objects are recognisable by shape and by surface;
-colours, sizes and designs vary.
+Every builder takes a random generator and returns a :class:`Mesh` in metres: x along the wall, y from the
+wall (0) into the room, z up from the floor. What tells a class, its shape and surface, stays; colours, sizes
+and designs vary.
 """
 
 from dataclasses import replace
@@ -42,6 +42,7 @@ def _wood(rng, scale=0.7):
 
 
 def cloth_material(rng):
+    """Upholstery or curtain of a random colour."""
     return Material(tint(rng, pick(rng, CLOTHS), 0.1), 'fabric', 0.5)
 
 
@@ -293,10 +294,9 @@ def door(rng):
     return mesh
 
 
-def window(rng, width=None):
+def window(rng, width):
     """Panes with a bright view, mullions, frame and sill."""
     mesh = Mesh()
-    width = width or rng.uniform(0.9, 1.7)
     sill, top = rng.uniform(0.85, 1.0), rng.uniform(1.95, 2.15)
     white, brown = (0.94, 0.94, 0.93), (0.55, 0.38, 0.22)
     frame = Material(tint(rng, pick(rng, (white, white, brown)), 0.03), gloss=0.2)
@@ -314,10 +314,9 @@ def window(rng, width=None):
     return mesh
 
 
-def curtain(rng, width=0.5, cloth=None):
+def curtain(rng, width, cloth):
     """Coloured cloth in folds under a rod."""
     mesh = Mesh()
-    cloth = cloth or cloth_material(rng)
     folds = Material(cloth.color, 'folds', width * rng.uniform(0.9, 1.3))
     top, bottom = rng.uniform(2.2, 2.32), rng.uniform(0.05, 0.15)
     _hang(mesh, -width / 2, width / 2, 0.09, (bottom, top), 0.13, 0.06, folds)
@@ -463,7 +462,7 @@ def toilet(rng):
     return mesh
 
 
-def bathtub(rng, width=1.6):
+def bathtub(rng, width):
     """A long white tub with a wide rim."""
     mesh = Mesh()
     depth, height, half, rim = rng.uniform(0.72, 0.8), rng.uniform(0.52, 0.58), width / 2, 0.07
@@ -558,11 +557,6 @@ def ottoman(rng):
     mesh.cylinder((0, 0.28), (0.05, 0.32), 0.26, cloth, n=18, caps='bottom')
     mesh.cylinder((0, 0.28), (0.32, 0.4), (0.27, 0.23), _brighter(cloth, 1.25), n=18)
     return mesh
-
-
-def other(rng):
-    """What the class otherfurniture shows here: a standard lamp, a potted plant or an ottoman."""
-    return pick(rng, (floor_lamp, plant, ottoman))(rng)
 
 
 def mirror(rng):

@@ -67,7 +67,7 @@ class Mesh:
             upper: Polygon (k, 3).
             material: Surface of every side without its own.
             bend: Curvature of the sides, see :attr:`faces`.
-            inside: Turn the sides inwards, for a vessel.
+            inside: Turn the faces inwards, for a vessel or a room.
             caps: Which ends to close.
             **sides: Material by side: ``top``, ``bottom``, or the side of a box (see :meth:`box`);
                 None leaves the side out.
@@ -83,7 +83,7 @@ class Mesh:
         for name, polygon in (('top', upper[::-1]), ('bottom', lower)):
             own = sides.get(name, material)
             if name in caps and own is not None:
-                self.face(polygon, own, u_axis=(1, 0, 0))
+                self.face(polygon[::-1] if inside else polygon, own, u_axis=(1, 0, 0))
 
     def box(self, low, high, material: Material, inside=False, caps='bottom top', **sides) -> None:
         """Add an axis-aligned box from corner ``low`` to ``high``.

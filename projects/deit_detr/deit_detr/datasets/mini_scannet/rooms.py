@@ -12,7 +12,7 @@ THEMES = ('bedroom', 'kitchen', 'bathroom', 'living room', 'office')
 _ID = {name: nyu40_id for name, nyu40_id, _ in SCANNET_CLASSES}
 #: How much a class is sought as the subject of a photograph.
 _INTEREST = {
-    'shower curtain': 4, 'bathtub': 3, 'sink': 3, 'toilet': 3, 'refrigerator': 4, 'counter': 2, 'bed': 3, 'sofa': 3,
+    'shower curtain': 4, 'bathtub': 3, 'sink': 3, 'toilet': 6, 'refrigerator': 5, 'counter': 3, 'bed': 3, 'sofa': 3,
     'desk': 2, 'bookshelf': 3, 'table': 2, 'otherfurniture': 2, 'curtain': 2, 'window': 2,
 }  # fmt: skip
 
@@ -31,17 +31,21 @@ class Room:
     """
 
     def __init__(self, seed: tuple[int, ...], theme: str):
+        self._seed = seed
         self._rng = np.random.default_rng(seed)
         small = theme == 'bathroom'
         sides = self._rng.uniform(2.6, 3.4, 2) if small else self._rng.uniform(3.3, 4.7, 2)
         self.size = np.array([*sides, self._rng.uniform(2.4, 2.8)])
         self.meshes = []
-        self._boxes = []  # occupied space: (mesh bounds, what camera and furniture must keep free)
-        self._subjects = []  # (class name, centre)
+        self._boxes = []  # occupied space: (lowest, highest) corners, with what is kept free before doors and such
+        self._subjects = []  # (class name, centre) of what is labelled
         self._count = dict.fromkeys(_ID, 0)
         self._build_shell(theme)
         getattr(self, '_furnish_' + theme.replace(' ', '_'))()
         self.scene = Scene(self.meshes, Atlas(seed), self._lights())
+        names = sorted({name for name, _ in self._subjects})
+        weights = np.array([_INTEREST.get(name, 1) for name in names], float)
+        self._order = self._rng.choice(names, len(names), replace=False, p=weights / weights.sum())
 
     # Placing things.
 
@@ -54,73 +58,60 @@ class Room:
             self._subjects.append((name, mesh.bounds().mean(0)))
         self.meshes.append((mesh, value))
 
-    def _is_free(self, box):
+    def _fits(self, box):
         low, high = box
         inside = (low[:2] > -0.02).all() and (high[:2] < self.size[:2] + 0.02).all()
         return inside and not any((low < b[1]).all() and (high > b[0]).all() for b in self._boxes)
 
-    def _along_wall(self, mesh, wall, share, out=0.0):
-        """A mesh moved to ``share`` (0..1) of a wall's free length, facing into the room."""
-        low, high = mesh.bounds()[:, 0]
-        length = self.size[wall % 2]
-        s = 0.03 - low + share * max(0.0, length - (high - low) - 0.06)
-        width, depth = self.size[:2]
-        x, y = ((s, out), (width - out, s), (width - s, depth - out), (out, depth - s))[wall]
-        return np.pi / 2 * wall, np.array([x, y, 0])
+    def _place(self, group, angle, move, box):
+        self._boxes.append(box)
+        for name, mesh in group:
+            self._add(name, mesh.placed(angle, move))
 
-    def _put_on_wall(self, name, builder, clear=0.0, with_=(), walls=(0, 1, 2, 3), out=0.0, tries=40):
-        """Try to place what ``builder(rng)`` makes at a wall.
+    def _put_at_wall(self, *group, clear=0.0, out=0.0):
+        """Try to place things at some wall, facing the room.
 
         Args:
-            name: Class.
-            builder: Makes the mesh.
-            clear: Metres to keep free in front of it.
-            with_: Pairs (class or None, mesh) that come along, in the coordinates of the mesh.
-            walls: Walls to try.
+            *group: Pairs (class or None, mesh), in common coordinates.
+            clear: Metres to keep free in front of them.
             out: Distance from the wall.
-            tries: Positions to try.
 
         Returns:
-            tuple | None: Angle and position where it was placed; None if there was no room for it.
+            tuple | None: Angle and position where they were placed; None if there was no room for them.
         """
-        mesh = builder(self._rng)
-        group = Mesh()
-        group.faces = mesh.faces + [face for _, extra in with_ for face in extra.faces]
-        room = group.bounds()
-        room[1, 1] += clear
-        for _ in range(tries):
-            where = self._along_wall(group, pick(self._rng, walls), np.clip(self._rng.uniform(-0.3, 1.3), 0, 1), out)
-            corners = Mesh()
-            corners.face([room[0], room[1]], None)
-            box = corners.placed(*where).bounds()
-            if self._is_free(box + [[0.03, 0.03, 0], [-0.03, -0.03, 0]]):
-                self._boxes.append(box)
-                for part_name, part in ((name, mesh), *with_):
-                    self._add(part_name, part.placed(*where))
-                return where
+        width, depth = self.size[:2]
+        turned = [_bounds(group, wall * np.pi / 2) for wall in range(4)]
+        low, high = turned[0][:, 0]
+        for _ in range(40):
+            wall = int(self._rng.integers(4))
+            share = np.clip(self._rng.uniform(-0.3, 1.3), 0, 1)  # often right in a corner
+            along = 0.03 - low + share * max(0.0, self.size[wall % 2] - (high - low) - 0.06)
+            x, y = ((along, out), (width - out, along), (width - along, depth - out), (out, depth - along))[wall]
+            angle, move = wall * np.pi / 2, np.array([x, y, 0])
+            box = turned[wall] + move
+            ahead = clear * np.round([-np.sin(angle), np.cos(angle), 0])
+            box = np.stack([np.minimum(box[0], box[0] + ahead), np.maximum(box[1], box[1] + ahead)])
+            if self._fits(box):
+                self._place(group, angle, move, box)
+                return angle, move
         return None
 
-    def _put_free(self, group, angle, center=None, tries=40):
+    def _put_free(self, *group, angle, center=None):
         """Try to stand things on the floor.
 
         Args:
-            group: Pairs (class or None, mesh), in common coordinates.
+            *group: Pairs (class or None, mesh), in common coordinates.
             angle: How far to turn them, in radians.
             center: Where (x, y); None tries anywhere.
-            tries: Positions to try.
         """
-        whole = Mesh()
-        whole.faces = [face for _, mesh in group for face in mesh.faces]
-        turned = whole.placed(angle).bounds()
+        turned = _bounds(group, angle)
         middle = turned.mean(0) * (1, 1, 0)
-        for _ in range(tries if center is None else 1):
-            spot = self._rng.uniform(0, self.size[:2]) if center is None else np.asarray(center)
+        for _ in range(40 if center is None else 1):
+            spot = self._rng.uniform(0, self.size[:2]) if center is None else center
             move = np.array([*spot, 0]) - middle
-            box = turned + move
-            if self._is_free(box + [[-0.05, -0.05, 0], [0.05, 0.05, 0]]):
-                self._boxes.append(box)
-                for name, mesh in group:
-                    self._add(name, mesh.placed(angle, move))
+            box = turned + move + [[-0.05, -0.05, 0], [0.05, 0.05, 0]]
+            if self._fits(box):
+                self._place(group, angle, move, box)
                 return
 
     # What rooms consist of.
@@ -176,32 +167,36 @@ class Room:
             ambient=(0.6 * warm + 0.4 * day) * rng.uniform(0.4, 0.55),
         )
 
+    def _door(self):
+        self._put_at_wall(('door', make.door(self._rng)), clear=0.7)
+
     def _windows(self, count, curtains):
+        rng = self._rng
         for _ in range(count):
-            window = make.window(self._rng, None if curtains else self._rng.uniform(0.8, 1.1))
-            half = window.bounds()[1, 0]
-            cloth = make.cloth_material(self._rng)
-            with_ = []
-            if curtains:
-                for side in (-1, 1):
-                    width = self._rng.uniform(0.35, 0.6)
-                    middle = side * (half + self._rng.uniform(-0.15, 0.02))
-                    with_.append(('curtain', make.curtain(self._rng, width, cloth).placed(0, (middle, 0, 0))))
-            self._put_on_wall('window', lambda _, window=window: window, 0.05, with_)
+            window = make.window(rng, rng.uniform(0.9, 1.7) if curtains else rng.uniform(0.8, 1.1))
+            group = [('window', window)]
+            cloth = make.cloth_material(rng)
+            for side in (-1, 1) if curtains else ():
+                middle = side * (window.bounds()[1, 0] + rng.uniform(-0.15, 0.02))
+                curtain = make.curtain(rng, rng.uniform(0.35, 0.6), cloth)
+                group.append(('curtain', curtain.placed(0, (middle, 0, 0))))
+            self._put_at_wall(*group, clear=0.05)
 
     def _pictures(self, count):
         for _ in range(count):
-            self._put_on_wall('picture', make.picture)
+            self._put_at_wall(('picture', make.picture(self._rng)))
 
     def _others(self, count):
         for _ in range(count):
-            self._put_on_wall('otherfurniture', make.other, out=self._rng.uniform(0.05, 0.3))
+            builder = pick(self._rng, (make.floor_lamp, make.plant, make.ottoman))
+            self._put_at_wall(('otherfurniture', builder(self._rng)), out=self._rng.uniform(0.05, 0.3))
 
     def _desk(self):
-        spot = (self._rng.uniform(-0.15, 0.15), self._rng.uniform(0.85, 1.05), 0)
-        chair = make.office_chair if self._rng.random() < 0.7 else make.chair
-        chair = _centered(chair(self._rng)).placed(np.pi + self._rng.uniform(-0.6, 0.6), spot)
-        self._put_on_wall('desk', make.desk, with_=[(None, make.computer(self._rng)), ('chair', chair)])
+        rng = self._rng
+        chair = make.office_chair(rng) if rng.random() < 0.7 else make.chair(rng)
+        spot = (rng.uniform(-0.15, 0.15), rng.uniform(0.85, 1.05), 0)
+        chair = _centered(chair).placed(np.pi + rng.uniform(-0.6, 0.6), spot)
+        self._put_at_wall(('desk', make.desk(rng)), (None, make.computer(rng)), ('chair', chair))
 
     def _dining(self):
         rng = self._rng
@@ -215,22 +210,31 @@ class Room:
                 spot = (x * half, y1 + away if side > 0 else y0 - away, 0)
                 facing = (np.pi if side > 0 else 0) + rng.uniform(-0.3, 0.3)
                 group.append(('chair', _centered(make.chair(np.random.default_rng(design))).placed(facing, spot)))
-        self._put_free(group, pick(rng, (0, np.pi / 2)))
+        self._put_free(*group, angle=pick(rng, (0, np.pi / 2)))
+
+    def _chair(self):
+        self._put_free(('chair', make.chair(self._rng)), angle=self._rng.uniform(0, 2 * np.pi))
+
+    def _cabinet(self):
+        self._put_at_wall(('cabinet', make.cabinet(self._rng)), clear=0.2)
+
+    def _bookshelf(self):
+        self._put_at_wall(('bookshelf', make.bookshelf(self._rng)), clear=0.3)
 
     def _furnish_bedroom(self):
         rng = self._rng
-        self._put_on_wall('bed', make.bed, 0.3)
-        self._put_on_wall('door', make.door, clear=0.7)
-        self._windows(1, True)
-        self._put_on_wall('cabinet', make.cabinet, 0.3)
-        self._others(int(rng.integers(1, 3)))
+        self._put_at_wall(('bed', make.bed(rng)), clear=0.3)
+        self._door()
+        self._windows(1, curtains=True)
+        self._cabinet()
+        self._others(rng.integers(1, 3))
         if rng.random() < 0.4:
             self._desk()
         if rng.random() < 0.3:
-            self._put_on_wall('bookshelf', make.bookshelf, 0.2)
-        self._pictures(int(rng.integers(1, 4)))
+            self._bookshelf()
+        self._pictures(rng.integers(1, 4))
         if rng.random() < 0.5:
-            self._put_free([('chair', make.chair(rng))], rng.uniform(0, 2 * np.pi))
+            self._chair()
         self._rug()
 
     def _furnish_kitchen(self):
@@ -239,75 +243,73 @@ class Room:
         width = rng.uniform(1.8, 2.6)
         x0 = rng.uniform(-width / 2 + 0.25, width / 2 - 0.8)
         hole = (x0, x0 + 0.5, 0.14, 0.5)
-        extras = [('sink', make.sink_bowl(rng, hole))]
+        group = [('counter', make.counter(rng, width, front, stone, hole)), ('sink', make.sink_bowl(rng, hole))]
         part = width * rng.uniform(0.4, 0.6)
         for side in (-1, 1):
             if rng.random() < 0.7:
                 shift = (side * (width - part) / 2, 0, 0)
-                extras.append(('cabinet', make.wall_cabinet(rng, part, front).placed(0, shift)))
-                part = width - part
-        self._put_on_wall('counter', lambda r: make.counter(r, width, front, stone, hole), 0.4, extras)
-        self._put_on_wall('refrigerator', make.refrigerator, 0.4)
-        self._put_on_wall('door', make.door, clear=0.7)
-        self._windows(1, rng.random() < 0.4)
+                group.append(('cabinet', make.wall_cabinet(rng, part, front).placed(0, shift)))
+            part = width - part
+        self._put_at_wall(*group, clear=0.4)
+        self._put_at_wall(('refrigerator', make.refrigerator(rng)), clear=0.4)
+        self._door()
+        self._windows(1, curtains=rng.random() < 0.4)
         if rng.random() < 0.5:
-            second = rng.uniform(1.0, 1.5)
-            self._put_on_wall('counter', lambda r: make.counter(r, second, front, stone), 0.3)
+            self._put_at_wall(('counter', make.counter(rng, rng.uniform(1.0, 1.5), front, stone)), clear=0.3)
         self._dining()
         if rng.random() < 0.5:
-            self._put_on_wall('cabinet', make.cabinet, 0.2)
-        self._pictures(int(rng.integers(0, 3)))
+            self._cabinet()
+        self._pictures(rng.integers(0, 3))
 
     def _furnish_bathroom(self):
         rng = self._rng
         length = rng.uniform(1.5, 1.65)
         tub = make.bathtub(rng, length)
-        edge = tub.bounds()[1, 1] - 0.1
         start = -length / 2 + 0.05
         sheet = make.shower_curtain(rng, length, start, start + length * rng.uniform(0.3, 0.6))
-        sheet = sheet.placed(pick(rng, (0, np.pi)), (0, edge, 0))
-        self._put_on_wall('bathtub', lambda _: tub, 0.3, [('shower curtain', sheet)])
-        self._put_on_wall('toilet', make.toilet, 0.35)
-        self._put_on_wall('sink', make.sink, 0.35, [(None, make.mirror(rng))])
-        self._put_on_wall('door', make.door, clear=0.7)
+        sheet = sheet.placed(pick(rng, (0, np.pi)), (0, tub.bounds()[1, 1] - 0.1, 0))
+        self._put_at_wall(('bathtub', tub), ('shower curtain', sheet), clear=0.3)
+        self._put_at_wall(('toilet', make.toilet(rng)), clear=0.35)
+        self._put_at_wall(('sink', make.sink(rng)), (None, make.mirror(rng)), clear=0.35)
+        self._door()
         if rng.random() < 0.6:
-            self._windows(1, False)
+            self._windows(1, curtains=False)
         if rng.random() < 0.5:
-            self._put_on_wall('cabinet', make.cabinet, 0.2)
-        self._pictures(int(rng.integers(0, 2)))
+            self._cabinet()
+        self._pictures(rng.integers(0, 2))
 
     def _furnish_living_room(self):
         rng = self._rng
-        where = self._put_on_wall('sofa', make.sofa, 0.3)
-        self._put_on_wall('door', make.door, clear=0.7)
-        self._windows(int(rng.integers(1, 3)), True)
-        self._put_on_wall('bookshelf', make.bookshelf, 0.3)
+        where = self._put_at_wall(('sofa', make.sofa(rng)), clear=0.3)
+        self._door()
+        self._windows(rng.integers(1, 3), curtains=True)
+        self._bookshelf()
         if where is not None:
             angle, position = where
             ahead = 1.65 * np.array([-np.sin(angle), np.cos(angle)])
-            self._put_free([('table', make.table(rng, low=True))], angle, position[:2] + ahead)
+            self._put_free(('table', make.table(rng, low=True)), angle=angle, center=position[:2] + ahead)
         if rng.random() < 0.5:
-            self._put_on_wall('sofa', make.sofa, 0.3)
+            self._put_at_wall(('sofa', make.sofa(rng)), clear=0.3)
         if rng.random() < 0.4:
-            self._put_free([('chair', make.chair(rng))], rng.uniform(0, 2 * np.pi))
-        self._put_on_wall('cabinet', make.cabinet, 0.2)
+            self._chair()
+        self._cabinet()
         self._others(2)
-        self._pictures(int(rng.integers(1, 4)))
+        self._pictures(rng.integers(1, 4))
         self._rug()
 
     def _furnish_office(self):
         rng = self._rng
         self._desk()
-        self._put_on_wall('door', make.door, clear=0.7)
-        for _ in range(int(rng.integers(0, 3))):
+        self._door()
+        for _ in range(rng.integers(0, 3)):
             self._desk()
-        self._put_on_wall('bookshelf', make.bookshelf, 0.3)
-        self._windows(1, rng.random() < 0.5)
-        self._put_on_wall('cabinet', make.cabinet, 0.2)
+        self._bookshelf()
+        self._windows(1, curtains=rng.random() < 0.5)
+        self._cabinet()
         if rng.random() < 0.4:
             self._dining()
-        self._others(int(rng.integers(0, 2)))
-        self._pictures(int(rng.integers(0, 3)))
+        self._others(rng.integers(0, 2))
+        self._pictures(rng.integers(0, 3))
 
     def _rug(self):
         if self._rng.random() < 0.6:
@@ -317,17 +319,16 @@ class Room:
 
     # Photographs.
 
-    def camera(self, seed: tuple[int, ...], size: tuple[int, int], fov: float) -> Camera:
+    def camera(self, index: int, size: tuple[int, int], fov: float) -> Camera:
         """A camera at eye height that sees some of the furniture.
 
         Args:
-            seed: Integers that fix the choice.
+            index: Number of the photograph; each of the first ones has another class as its subject.
             size: Image width and height in pixels.
             fov: Horizontal field of view in radians.
         """
-        rng = np.random.default_rng(seed)
-        weights = np.array([_INTEREST.get(name, 1) for name, _ in self._subjects], float)
-        _, subject = self._subjects[rng.choice(len(weights), p=weights / weights.sum())]
+        rng = np.random.default_rng((*self._seed, 1, index))
+        _, subject = pick(rng, [s for s in self._subjects if s[0] == self._order[index % len(self._order)]])
         best, best_score = None, -np.inf
         for _ in range(40):
             position = np.array([*rng.uniform(0.3, self.size[:2] - 0.3), rng.uniform(1.2, 1.8)])
@@ -354,3 +355,9 @@ class Room:
 def _centered(mesh):
     """The mesh with the middle of its plan at the origin."""
     return mesh.placed(0, -mesh.bounds().mean(0) * (1, 1, 0))
+
+
+def _bounds(group, angle=0.0):
+    """Lowest and highest corner, (2, 3), of a group of named meshes turned by ``angle``."""
+    corners = np.stack([mesh.placed(angle).bounds() for _, mesh in group])
+    return np.stack([corners[:, 0].min(0), corners[:, 1].max(0)])

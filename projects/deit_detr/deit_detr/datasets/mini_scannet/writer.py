@@ -4,10 +4,13 @@ import json
 import os
 import shutil
 import signal
+import sys
 import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -147,16 +150,23 @@ def _render(tasks, workers):
     jobs = [(split, task) for split, scenes in tasks.items() for task in scenes]
     counts = {split: Counter() for split in tasks}
     workers = min(workers, len(jobs))
-    pool = ProcessPoolExecutor(workers, initializer=_start_worker) if workers > 1 else None
+    # A forked worker hangs in its first parallel call if OpenCV's threads were running in this process.
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    context = get_context('fork' if sys.platform == 'linux' else 'spawn')
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker) if workers > 1 else None
     try:
         run = pool.map if pool else map
         with tqdm(total=sum(task.frames for _, task in jobs), desc='rendering', unit='frame') as progress:
             for (split, task), count in zip(jobs, run(_write_scene, [task for _, task in jobs]), strict=True):
                 counts[split].update(count)
                 progress.update(task.frames)
+    except BrokenProcessPool:
+        raise UserError('a worker process was killed, by lack of memory? Try fewer --workers') from None
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
+        cv2.setNumThreads(threads)
     return {split: {name: count[name] for name in _NAMES.values()} for split, count in counts.items()}
 
 
@@ -170,12 +180,12 @@ def _write_scene(task: _SceneTask) -> Counter:
     """Render and write one scene; returns labelled objects per class over its frames."""
     seed = (task.seed, zlib.crc32(task.folder.name.encode()))
     room = Room(seed, task.theme)
-    fov = np.radians(np.random.default_rng((*seed, 1)).uniform(55, 75))
+    fov = np.radians(np.random.default_rng((*seed, 2)).uniform(55, 75))
     for kind in ('color', 'depth', 'instance', 'label', 'pose'):
         (task.folder / kind).mkdir(parents=True)
     count = Counter()
     for index in range(task.frames):
-        camera = room.camera((*seed, 2, index), task.size, fov)
+        camera = room.camera(index, task.size, fov)
         light, instance, depth = room.scene.render(camera)
         instance = _drop_specks(instance)
         label = np.where(instance < 1000, instance, instance // 1000).astype(np.uint8)
