@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+
 from conftest import REPO
 
 CONFIG = REPO / 'projects/deit_detr/configs/detr_deit-tiny_1xb8-50e_mini-scannet.py'

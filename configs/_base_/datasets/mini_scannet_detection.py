@@ -20,5 +20,5 @@ test_pipeline = [
 train_dataloader = dict(dataset=dict(data_root=data_root, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + 'scannet_objdet_val.json')
+val_evaluator = dict(ann_file=data_root.rstrip('/') + '/scannet_objdet_val.json')
 test_evaluator = val_evaluator

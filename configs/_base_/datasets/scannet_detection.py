@@ -68,7 +68,7 @@ test_dataloader = val_dataloader
 
 val_evaluator = dict(
     type='CocoMetric',
-    ann_file=data_root + 'scannet_objdet_val.json',
+    ann_file=data_root.rstrip('/') + '/scannet_objdet_val.json',
     metric='bbox',
     classwise=True,
     backend_args=backend_args)

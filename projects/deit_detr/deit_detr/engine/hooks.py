@@ -3,7 +3,7 @@
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from deit_detr.checkpoints.pretrained import check_layout, count_loaded_tensors, read_pretrained
@@ -28,11 +28,13 @@ class PretrainedCheckHook(Hook):
         self.min_loaded = min_loaded
 
     def before_run(self, runner: Runner) -> None:
-        """Look at the checkpoints before mmengine loads them.
+        """Look at the checkpoints before mmengine loads them, which it does in training only.
 
         Raises:
             UserError: If a checkpoint is missing, damaged, unsafe, or of another layout or architecture.
         """
+        if not isinstance(runner._train_loop, BaseLoop):
+            return
         for name, module in self._pretrained_modules(runner).items():
             checkpoint, prefix = module.init_cfg['checkpoint'], module.init_cfg.get('prefix')
             source = read_pretrained(checkpoint)

@@ -1,0 +1,56 @@
+#!/usr/bin/env python
+"""Translate a DETR config of mmdet 2.x into a self-contained one of mmdet 3.x.
+
+A config is Python code, and reading OLD.py runs it, as mmdet always did: only convert configs that you trust.
+
+What cannot be translated is listed by its path, on standard error and in a comment at the top of the new config; the
+exit status is then 1. No field is dropped silently. docs/migration.md tells more.
+
+Example:
+    python tools/misc/convert_config_2x.py detr_deit_tiny_8x1_150e_scannet.py detr_3x.py
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from deit_detr.errors import UserError, run_cli
+from deit_detr.migration.config_2x import convert_config_2x
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('old', metavar='OLD.py', help='config of mmdet 2.x')
+    parser.add_argument('new', metavar='NEW.py', nargs='?', help='config to write (default: standard output)')
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Translate; the exit status is 1 if something is left to do by hand."""
+    args = parse_args()
+    converted = convert_config_2x(args.old)
+    for note in converted.notes:
+        print(note, file=sys.stderr)
+    if args.new is None:
+        print(converted.text, end='')
+    else:
+        new = Path(args.new)
+        if new.resolve() == Path(args.old).resolve():
+            raise UserError(f'{new}: old and new config are the same file')
+        new.parent.mkdir(parents=True, exist_ok=True)
+        temporary = new.with_name(f'.{new.name}.{os.getpid()}.tmp')
+        temporary.write_text(converted.text, encoding='utf-8')
+        os.replace(temporary, new)
+        print(f'{new}: written', file=sys.stderr)
+    if converted.by_hand:
+        print(f'not translated, to be done by hand ({len(converted.by_hand)}):', file=sys.stderr)
+        for item in converted.by_hand:
+            print(f'  {item}', file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == '__main__':
+    run_cli(main)
