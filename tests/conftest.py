@@ -39,11 +39,11 @@ def deit_checkpoint() -> Path:
 
 @pytest.fixture(scope='session')
 def mini_frames(tmp_path_factory) -> Path:
-    """Rendered rooms in the layout of scannet_frames_25k: 16 training and 4 validation frames of 160x120."""
+    """Rendered rooms in the layout of scannet_frames_25k: 16 training and 8 validation frames of 160x120, 4 a scene."""
     from deit_detr.datasets.mini_scannet import make_mini_scannet
 
     out_dir = tmp_path_factory.mktemp('rooms') / 'frames'
-    make_mini_scannet(out_dir, REPO / 'data/splits', num_train=16, num_val=4, size=(160, 120), seed=0, workers=2)
+    make_mini_scannet(out_dir, REPO / 'data/splits', num_train=16, num_val=8, size=(160, 120), seed=0, workers=2)
     return out_dir
 
 

@@ -18,7 +18,8 @@ def trained(mini_scannet, tmp_path_factory):
     """A work folder after one epoch of train.py, and what it printed."""
     work_dir = tmp_path_factory.mktemp('trained')
     output = subprocess.run(
-        [sys.executable, TOOLS / 'train.py', CONFIG, '--work-dir', work_dir, *TINY_RUN, 'train_cfg.max_epochs=1'],
+        [sys.executable, TOOLS / 'train.py', CONFIG, '--work-dir', work_dir, '--auto-scale-lr', *TINY_RUN,
+         'train_cfg.max_epochs=1'],
         cwd=work_dir, env=os.environ | {'MINI_SCANNET_ROOT': f'{mini_scannet}/'}, check=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
     return work_dir, output
@@ -31,6 +32,8 @@ def test_train_writes_checkpoints_and_a_readable_log(trained):
     assert list(work_dir.glob('*/vis_data/events.out.tfevents*')), 'TensorBoard logging is on'
     assert 'paramwise_options' not in output
     assert 'no part of the model is pretrained' in output
+    assert 'Scaling the original LR by 0.5' in output, 'batches of 4 for a base of 8'
+    assert ' lr: 5.0000e-06 ' in output, 'half of a tenth of 1e-4'
     assert 'coco/wall_precision' in output
 
 
@@ -45,9 +48,8 @@ def test_resume_continues_after_the_last_epoch(trained, mini_scannet, run, tmp_p
     env = dict(MINI_SCANNET_ROOT=f'{mini_scannet}/')
     output = run(
         sys.executable, TOOLS / 'train.py', CONFIG, '--work-dir', tmp_path, '--resume', work_dir / 'epoch_1.pth',
-        '--auto-scale-lr', *TINY_RUN, 'train_cfg.max_epochs=2', **env)
+        *TINY_RUN, 'train_cfg.max_epochs=2', **env)
     assert 'resumed epoch: 1' in output
-    assert 'LR has been automatically scaled from 0.0001 to 5e-05' in output, 'a batch of 4 for a base of 8'
     assert 'Epoch(train) [2]' in output and 'Epoch(train) [1]' not in output
     auto = run(sys.executable, TOOLS / 'train.py', CONFIG, '--work-dir', tmp_path, '--resume', *TINY_RUN,
                'train_cfg.max_epochs=3', **env)
@@ -64,7 +66,7 @@ def test_test_evaluates_and_draws(trained, mini_scannet, run, tmp_path):
         return text.rsplit('coco/bbox_mAP: ', 1)[1].split()[0]
 
     assert mean_ap(output) == mean_ap(trained_output)
-    assert len(list(tmp_path.glob('*/pictures/*.jpg'))) == 4
+    assert len(list(tmp_path.glob('*/pictures/scene*/*.jpg'))) == 8, 'frames of two scenes have the same names'
     assert (tmp_path / 'predictions.pkl').is_file()
 
 

@@ -9,7 +9,7 @@ default_hooks = dict(
     checkpoint=dict(
         type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='coco/bbox_mAP', rule='greater'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='DetVisualizationHook'))
+    visualization=dict(type='SceneVisualizationHook'))
 custom_hooks = [dict(type='PretrainedCheckHook')]
 
 env_cfg = dict(

@@ -1,11 +1,10 @@
 """default_runtime.py in MMEngine's pure-Python style."""
-from mmdet.engine.hooks import DetVisualizationHook
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
 from mmengine.runner import LogProcessor
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend
 
-from deit_detr.engine.hooks import PretrainedCheckHook
+from deit_detr.engine.hooks import PretrainedCheckHook, SceneVisualizationHook
 
 default_scope = 'mmdet'
 
@@ -16,7 +15,7 @@ default_hooks = dict(
     checkpoint=dict(
         type=CheckpointHook, interval=1, max_keep_ckpts=3, save_best='coco/bbox_mAP', rule='greater'),
     sampler_seed=dict(type=DistSamplerSeedHook),
-    visualization=dict(type=DetVisualizationHook))
+    visualization=dict(type=SceneVisualizationHook))
 custom_hooks = [dict(type=PretrainedCheckHook)]
 
 env_cfg = dict(

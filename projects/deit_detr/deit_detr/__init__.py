@@ -12,6 +12,9 @@ if os.environ.get('DEIT_DETR_REGISTER', '1') != '0':
     from deit_detr.checkpoints.safe_loading import allow_mmengine_checkpoints
     from deit_detr.datasets.scannet import ScanNetDataset as ScanNetDataset
     from deit_detr.engine.hooks import PretrainedCheckHook as PretrainedCheckHook
+    from deit_detr.engine.hooks import SceneVisualizationHook as SceneVisualizationHook
     from deit_detr.engine.optim import GroupedOptimWrapperConstructor as GroupedOptimWrapperConstructor
+    from deit_detr.models.fast_detr import FastDETR as FastDETR
+    from deit_detr.models.fast_detr_head import FastDETRHead as FastDETRHead
 
     allow_mmengine_checkpoints()

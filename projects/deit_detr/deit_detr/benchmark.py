@@ -1,0 +1,414 @@
+"""Time and memory of this project beside the plain mmdet classes, on whatever device there is.
+
+Each variant lives in a process of its own, so that its peak memory is its own, and the processes take turns step by
+step, so that a busy machine slows both.
+"""
+
+import copy
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from mmdet.registry import DATASETS, MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner, turn_on_activation_checkpointing
+from mmengine.structures import InstanceData
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from deit_detr.errors import UserError
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What one process measures.
+
+    Attributes:
+        name: What its row of the table is called.
+        task: 'train', 'infer' or 'head'.
+        config: Path of the recipe.
+        plain: Whether to use mmdet's own classes and settings in place of the recipe's fast ones.
+        batch: Images a step.
+        size: Height and width of the images, in pixels.
+        boxes: Boxes an image.
+        amp: Whether to autocast to bfloat16.
+        compile: Whether to use torch.compile.
+        checkpointing: Whether to recompute the activations of backbone and encoder layers.
+        dropout: Whether dropout stays as the recipe has it; otherwise it is off.
+        memory_limit: In bytes; more than that is an error, where it can be enforced.
+    """
+
+    name: str
+    task: str
+    config: str
+    plain: bool = False
+    batch: int = 1
+    size: tuple[int, int] = (800, 1072)
+    boxes: int = 10
+    amp: bool = False
+    compile: bool = False
+    checkpointing: bool = False
+    dropout: bool = False
+    memory_limit: float | None = None
+
+
+def device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+def load_model_config(variant: Variant) -> Config:
+    """The recipe of a variant, without pretrained weights: they cost nothing in a step."""
+    cfg = Config.fromfile(variant.config)
+    init_default_scope(cfg.default_scope)
+    cfg.model.backbone.init_cfg = None
+    if variant.plain:
+        cfg.model.type, cfg.model.bbox_head.type = 'DETR', 'DETRHead'
+        cfg.model.pop('compile', None)
+        cfg.model.data_preprocessor.pop('non_blocking', None)
+        cfg.optim_wrapper.optimizer.pop('fused', None)
+    elif variant.compile:
+        cfg.model.compile = dict()
+    return cfg
+
+
+def build_model(cfg: Config, dropout: bool) -> nn.Module:
+    """A model with weights of seed 0: those of twins are equal."""
+    torch.manual_seed(0)
+    MMLogger.get_current_instance().setLevel('WARNING')
+    model = MODELS.build(copy.deepcopy(cfg.model))
+    model.init_weights()
+    if not dropout:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            elif isinstance(module, nn.MultiheadAttention):
+                module.dropout = 0.0
+    return model
+
+
+def make_batch(batch: int, size: tuple[int, int], boxes: int) -> dict:
+    """Images of seeded noise with boxes, as a data loader gives them."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = size
+    items = []
+    for _ in range(batch):
+        corners = torch.rand(boxes, 2, 2, generator=generator).sort(dim=1).values.flatten(1)
+        sample = DetDataSample(
+            metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0), img_id=0),
+            gt_instances=InstanceData(
+                bboxes=corners * torch.tensor([width, height, width, height]),
+                labels=torch.randint(0, 20, (boxes,), generator=generator)))
+        image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+        items.append(dict(inputs=image, data_samples=sample))
+    return pseudo_collate(items)
+
+
+def make_step(variant: Variant) -> Callable[[], None]:
+    """The thing to measure, ready to be called."""
+    cfg = load_model_config(variant)
+    model = build_model(cfg, variant.dropout).to(device())
+    data = make_batch(variant.batch, variant.size, variant.boxes)
+    if variant.checkpointing:
+        turn_on_activation_checkpointing(
+            model, [f'{name}.layers.{index}' for name in ('backbone', 'encoder')
+                    for index in range(len(model.get_submodule(f'{name}.layers')))])
+
+    if variant.task == 'train':
+        model.train()
+        optim_wrapper = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
+
+        def step() -> None:
+            model.train_step(data, optim_wrapper)
+    elif variant.task == 'infer':
+        model.eval()
+        step = torch.inference_mode()(lambda: model.test_step(data))
+    else:
+        # Matching, targets and losses of given outputs, and the gradients for these.
+        samples = model.data_preprocessor(data, training=True)['data_samples']
+        hidden_states = torch.randn(
+            cfg.model.decoder.num_layers, variant.batch, cfg.model.num_queries, cfg.model.bbox_head.embed_dims,
+            generator=torch.Generator().manual_seed(0)).to(device())
+        outputs = [output.detach().requires_grad_() for output in model.bbox_head(hidden_states)]
+        targets = [sample.gt_instances for sample in samples], [sample.metainfo for sample in samples]
+
+        def step() -> None:
+            losses = model.bbox_head.loss_by_feat(*outputs, *targets)
+            torch.autograd.grad(sum(losses.values()), outputs)
+
+    def autocast_step() -> None:
+        with torch.autocast(device().type, torch.bfloat16, enabled=variant.amp):
+            step()
+    return autocast_step
+
+
+def seconds_of(step: Callable[[], None]) -> float:
+    """Wall time of one call, until the device is done."""
+    start = time.perf_counter()
+    step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_memory() -> int:
+    """The most memory this process has held so far, in bytes: allocated on the GPU, or resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path('/proc/self/status')
+    if status.exists():  # ru_maxrss of a started process can be its parent's
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if 'VmHWM' in line)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+
+
+def limit_memory(limit: float) -> None:
+    """Let allocations beyond a limit in bytes fail, instead of taking the machine down."""
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
+    else:
+        reserved = int(limit + GB)  # the limit is on resident memory; this one counts what is never touched, too
+        resource.setrlimit(resource.RLIMIT_DATA, (reserved, reserved))
+
+
+def serve(pipe: Connection, variant: Variant, warmup: int) -> None:
+    """A variant's process: get ready, then a step for each ``True`` received, and the peak memory at the end."""
+    try:
+        torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', os.cpu_count())))
+        before = peak_memory()
+        if variant.memory_limit:
+            limit_memory(variant.memory_limit)
+        step = make_step(variant)
+        for _ in range(warmup):
+            seconds_of(step)
+        pipe.send(before)
+        while pipe.recv():
+            pipe.send(seconds_of(step))
+        pipe.send(peak_memory())
+    except Exception as error:  # whatever it is, it belongs to the process that waits
+        pipe.send(error if isinstance(error, UserError) else UserError(f'{variant.name}: {error}'))
+
+
+@contextmanager
+def started(variant: Variant, warmup: int) -> Iterator[Callable]:
+    """A running process of a variant; calling ``ask(value)`` sends to it (unless ``None``) and waits for its answer."""
+    context = multiprocessing.get_context('spawn')
+    pipe, other_end = context.Pipe()
+    process = context.Process(target=serve, args=(other_end, variant, warmup), daemon=True)
+    process.start()
+    other_end.close()
+
+    def ask(value: bool | None = None):
+        try:
+            if value is not None:
+                pipe.send(value)
+            answer = pipe.recv()
+        except (EOFError, ConnectionError):
+            process.join()
+            raise UserError(
+                f'{variant.name}: its process ended with status {process.exitcode}; out of memory?') from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    try:
+        yield ask
+    finally:
+        pipe.close()
+        process.kill()
+        process.join()
+
+
+def measure(variants: list[Variant], steps: int, warmup: int) -> list[dict]:
+    """Run variants side by side, taking turns.
+
+    Args:
+        variants: At least one; the last is what the others are compared with.
+        steps: Measured steps of each.
+        warmup: Steps before them.
+
+    Returns:
+        list[dict]: For each variant its settings, ``seconds`` of every step, ``median``, ``images_per_second``,
+        ``peak_gb``, ``empty_gb`` (the process before the model) and, against the last variant, ``speedup`` and
+        ``memory_ratio``.
+
+    Raises:
+        UserError: If a variant cannot be built or runs out of memory.
+    """
+    with ExitStack() as stack:
+        processes = []
+        for variant in variants:
+            ask = stack.enter_context(started(variant, warmup))
+            processes.append((ask, ask()))
+        seconds = [[] for _ in variants]
+        for _ in range(steps):
+            for (ask, _), times in zip(processes, seconds, strict=True):
+                times.append(ask(True))
+        peaks = [ask(False) for ask, _ in processes]
+
+    results = []
+    for variant, times, peak, (_, empty) in zip(variants, seconds, peaks, processes, strict=True):
+        median = statistics.median(times)
+        results.append(dict(
+            **asdict(variant), seconds=times, median=median, images_per_second=variant.batch / median,
+            peak_gb=peak / GB, empty_gb=empty / GB))
+    for result in results:
+        result['speedup'] = results[-1]['median'] / result['median']
+        result['memory_ratio'] = result['peak_gb'] / results[-1]['peak_gb']
+    return results
+
+
+def largest_batch(variant: Variant, gigabytes: float) -> int:
+    """The largest batch whose steps stay within so much memory.
+
+    Args:
+        variant: Its ``batch`` is not looked at.
+        gigabytes: 1e9 bytes each. On a GPU what PyTorch allocates: the CUDA context comes on top. On a CPU what is
+            resident, Python and its libraries included.
+
+    Returns:
+        int: 0 if one image is too much.
+    """
+    def fits(batch: int) -> bool:
+        trial = Variant(**asdict(variant) | dict(batch=batch, memory_limit=gigabytes * GB))
+        try:
+            result = measure([trial], steps=1, warmup=1)[0]
+        except UserError as error:
+            print(f'  batch {batch}: {str(error).splitlines()[0]}', flush=True)
+            return False
+        print(f'  batch {batch}: {result["peak_gb"]:.2f} GB', flush=True)
+        return result['peak_gb'] <= gigabytes
+
+    low, high = 0, 1
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def forward_flops(variant: Variant) -> float:
+    """Floating-point operations of backbone, neck and transformer for one image; a training step needs three times.
+
+    Counted on the meta device, where attention is spelled out; the head has less than a thousandth of the sum.
+    """
+    model = build_model(load_model_config(variant), dropout=False).eval()
+    data = model.data_preprocessor(make_batch(1, variant.size, 1))
+    model.to('meta')
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.forward_transformer(model.extract_feat(data['inputs'].to('meta')), data['data_samples'])
+    return float(counter.get_total_flops())
+
+
+def matmul_rate(dtype: torch.dtype) -> float:
+    """What this device reaches in a large matrix product, in operations a second: a peak that can be measured."""
+    side = 8192 if torch.cuda.is_available() else 2048
+    a = torch.randn(side, side, device=device(), dtype=dtype)
+    seconds_of(lambda: a @ a)
+    return 2 * side**3 / min(seconds_of(lambda: a @ a) for _ in range(5))
+
+
+def parameters(variant: Variant) -> int:
+    """Number of parameters of the model."""
+    return sum(param.numel() for param in build_model(load_model_config(variant), True).parameters())
+
+
+def pipeline_times(config: str, images: int) -> list[dict]:
+    """Milliseconds an image that each step of the training pipeline costs, in one process.
+
+    Args:
+        config: Path of a recipe whose data is there.
+        images: How many to load.
+
+    Returns:
+        list[dict]: ``name`` and ``milliseconds`` of each step, the sum last.
+    """
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.default_scope)
+    import cv2
+    cv2.setNumThreads(cfg.env_cfg.mp_cfg.get('opencv_num_threads', 0))
+    dataset = DATASETS.build(copy.deepcopy(cfg.train_dataloader.dataset))
+    totals = {}
+    for index in range(images):
+        item = dataset.get_data_info(index % len(dataset))
+        for transform in dataset.pipeline.transforms:
+            start = time.perf_counter()
+            item = transform(item)
+            name = type(transform).__name__
+            totals[name] = totals.get(name, 0.0) + time.perf_counter() - start
+    totals['sum'] = sum(totals.values())
+    return [dict(name=name, milliseconds=1000 * total / images) for name, total in totals.items()]
+
+
+def loader_rate(config: str, workers: int, images: int) -> float:
+    """Images a second that the recipe's data loader delivers.
+
+    Args:
+        config: Path of a recipe whose data is there.
+        workers: Its worker processes; 0 loads in this one.
+        images: How many to wait for, after the first batch of every worker.
+
+    Returns:
+        float: Images a second.
+    """
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.default_scope)
+    loader_cfg = cfg.train_dataloader.to_dict()
+    loader_cfg.update(num_workers=workers, persistent_workers=workers > 0)
+    loader = Runner.build_dataloader(loader_cfg, seed=0)
+
+    def batches():
+        while True:
+            yield from loader
+
+    source = batches()
+    for _ in range(max(1, workers)):
+        next(source)
+    number, start = 0, time.perf_counter()
+    while number < images:
+        number += len(next(source)['inputs'])
+    return number / (time.perf_counter() - start)
+
+
+def machine() -> dict:
+    """What the numbers were measured on, and with which code."""
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    else:
+        cpu = Path('/proc/cpuinfo')
+        names = [line.split(':')[1].strip() for line in cpu.read_text().splitlines() if line.startswith('model name')] \
+            if cpu.exists() else [platform.processor()]
+        name = f'{os.cpu_count()} cores, {names[0] if names else platform.machine()}'
+    commit = subprocess.run(
+        ['git', 'describe', '--always', '--dirty'], cwd=Path(__file__).parent, capture_output=True, text=True,
+        check=False).stdout.strip()
+    return dict(device=name, torch=torch.__version__, commit=commit, date=time.strftime('%Y-%m-%d'))
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    """Write a file that is either complete or not there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + '.part')
+    part.write_text(json.dumps(content, indent=1) + '\n')
+    os.replace(part, path)

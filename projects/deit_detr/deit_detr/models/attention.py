@@ -1,0 +1,102 @@
+"""Attention that never holds the attention matrix."""
+
+import torch.nn.functional as F
+from mmcv.cnn.bricks.transformer import MultiheadAttention
+from torch import Tensor, nn
+
+
+class FusedAttention(nn.Module):
+    """mmcv's ``MultiheadAttention`` through :func:`torch.nn.functional.scaled_dot_product_attention`.
+
+    mmcv asks ``torch.nn.MultiheadAttention`` for the attention weights and throws them away. At 3350 tokens and 8 heads
+    they are 0.36 GB a layer, and asking for them keeps PyTorch from using a kernel that never makes them. This module
+    takes over the parameters of a plain one, so state-dict keys stay as they are.
+
+    Dropout on the attention weights is part of CUDA's kernels. The CPU's has none: training with
+    ``attn_drop > 0`` on a CPU computes the same thing with the matrix held in memory, as the plain module does.
+
+    Args:
+        plain (MultiheadAttention): The module to replace. Its submodules are shared, not copied.
+
+    Raises:
+        ValueError: If the plain module is not batch-first, or its keys and values have widths or biases of their own.
+    """
+
+    def __init__(self, plain: MultiheadAttention) -> None:
+        super().__init__()
+        if not plain.batch_first:
+            raise ValueError('FusedAttention needs batch_first=True')
+        if plain.attn.in_proj_weight is None or plain.attn.bias_k is not None or plain.attn.add_zero_attn:
+            raise ValueError('FusedAttention does not know kdim, vdim, add_bias_kv and add_zero_attn')
+        self.attn = plain.attn
+        self.proj_drop = plain.proj_drop
+        self.dropout_layer = plain.dropout_layer
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        identity: Tensor | None = None,
+        query_pos: Tensor | None = None,
+        key_pos: Tensor | None = None,
+        attn_mask: None = None,
+        key_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """As mmcv's, for the arguments that DETR uses.
+
+        Args:
+            query (Tensor): ``(batch, queries, channels)``.
+            key (Tensor, optional): ``(batch, keys, channels)``; the query when left out.
+            value (Tensor, optional): As ``key``, which it is when left out.
+            identity (Tensor, optional): What the result is added to; the query when left out.
+            query_pos (Tensor, optional): Added to ``query``.
+            key_pos (Tensor, optional): Added to ``key``; ``query_pos`` when left out and of the same shape.
+            attn_mask (None): DETR has none.
+            key_padding_mask (Tensor, optional): bool, ``(batch, keys)``; True where a key is padding. ``None``, not a
+                mask of False, when nothing is padded: without a mask the faster kernels apply.
+
+        Returns:
+            Tensor: ``(batch, queries, channels)``.
+
+        Raises:
+            ValueError: If there is an ``attn_mask``.
+        """
+        if attn_mask is not None:
+            raise ValueError('FusedAttention knows key_padding_mask only: DETR has no attn_mask')
+        key = query if key is None else key
+        value = key if value is None else value
+        identity = query if identity is None else identity
+        if key_pos is None and query_pos is not None and query_pos.shape == key.shape:
+            key_pos = query_pos
+
+        weight, bias = self.attn.in_proj_weight, self.attn.in_proj_bias
+        width = self.attn.embed_dim
+        is_self_attention = key is query and key_pos is query_pos
+        query = query if query_pos is None else query + query_pos
+        if is_self_attention:
+            q, k = _project(query, weight, bias, 0, 2 * width).chunk(2, dim=-1)
+        else:
+            key = key if key_pos is None else key + key_pos
+            q = _project(query, weight, bias, 0, width)
+            k = _project(key, weight, bias, width, 2 * width)
+        v = _project(value, weight, bias, 2 * width, 3 * width)
+
+        q, k, v = (x.unflatten(-1, (self.attn.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        takes_part = None if key_padding_mask is None else ~key_padding_mask[:, None, None]
+        out = F.scaled_dot_product_attention(
+            q, k, v, takes_part, dropout_p=self.attn.dropout if self.training else 0.0)
+        out = self.attn.out_proj(out.transpose(1, 2).flatten(2))
+        return identity + self.dropout_layer(self.proj_drop(out))
+
+
+def _project(x: Tensor, weight: Tensor, bias: Tensor | None, start: int, stop: int) -> Tensor:
+    return F.linear(x, weight[start:stop], None if bias is None else bias[start:stop])
+
+
+def fuse_attention(module: nn.Module) -> None:
+    """Replace every plain ``MultiheadAttention`` inside a module by a :class:`FusedAttention` that takes it over."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if type(child) is MultiheadAttention:
+                setattr(parent, name, FusedAttention(child))

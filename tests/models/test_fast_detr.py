@@ -1,0 +1,321 @@
+"""The fast twin computes what the plain classes compute: outputs, losses, gradients, matches."""
+
+import copy
+import socket
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from test_configs import batch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from conftest import REPO
+from deit_detr.models.fast_detr_head import match
+
+CONFIGS = REPO / 'projects/deit_detr/configs'
+NUM_QUERIES = 12
+SMALL = {
+    'model.num_queries': NUM_QUERIES,
+    'model.test_cfg.max_per_img': NUM_QUERIES,
+    'model.backbone.init_cfg': None,
+    'model.encoder.num_layers': 2,
+    'model.decoder.num_layers': 3,
+    'model.encoder.layer_cfg.ffn_cfg.feedforward_channels': 64,
+    'model.decoder.layer_cfg.ffn_cfg.feedforward_channels': 64,
+    'model.encoder.layer_cfg.self_attn_cfg.dropout': 0.0,
+    'model.encoder.layer_cfg.ffn_cfg.ffn_drop': 0.0,
+    'model.decoder.layer_cfg.self_attn_cfg.dropout': 0.0,
+    'model.decoder.layer_cfg.cross_attn_cfg.dropout': 0.0,
+    'model.decoder.layer_cfg.ffn_cfg.ffn_drop': 0.0,
+}
+
+
+def build(recipe: str, options: dict | None = None) -> torch.nn.Module:
+    """A small model of a recipe; of one seed, so that the twins start from the same weights."""
+    cfg = Config.fromfile(CONFIGS / f'{recipe}_deit-tiny_8xb1-150e_scannet.py')
+    cfg.merge_from_dict(SMALL | (options or {}))
+    cfg.model.backbone.arch = dict(embed_dims=192, num_layers=2, num_heads=3, feedforward_channels=64)
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    model = MODELS.build(copy.deepcopy(cfg.model))
+    model.init_weights()
+    return model
+
+
+@pytest.fixture(scope='module')
+def plain():
+    return build('detr')
+
+
+@pytest.fixture(scope='module')
+def fast():
+    return build('detr-fast')
+
+
+def images(*sizes_and_boxes: tuple[int, int, int]) -> dict:
+    """A batch of (height, width, number of boxes)."""
+    single = [batch([boxes], height, width) for height, width, boxes in sizes_and_boxes]
+    return {key: [item for data in single for item in data[key]] for key in ('inputs', 'data_samples')}
+
+
+BATCHES = {
+    'unpadded': images((64, 96, 3), (64, 96, 5)),
+    'padded': images((64, 96, 3), (48, 64, 5), (64, 80, 1)),
+    'no boxes': images((64, 96, 0), (64, 96, 0)),
+    'one box': images((64, 96, 1)),
+    'one image without': images((64, 80, 0), (64, 96, 4)),
+    'more boxes than queries': images((64, 96, NUM_QUERIES + 7), (64, 96, 2)),
+}
+
+
+@pytest.fixture(params=BATCHES, ids=str)
+def data(request):
+    return BATCHES[request.param]
+
+
+def prepared(model, data, training=True):
+    return model.data_preprocessor(copy.deepcopy(data), training=training)
+
+
+def losses_and_gradients(model, data):
+    model.train().zero_grad()
+    losses = model(**prepared(model, data), mode='loss')
+    model.parse_losses(losses)[0].backward()
+    return losses, {name: param.grad.clone() for name, param in model.named_parameters()}
+
+
+def assert_equal_training(plain, fast, data):
+    (losses_a, gradients_a), (losses_b, gradients_b) = (losses_and_gradients(model, data) for model in (plain, fast))
+    assert list(losses_a) == list(losses_b)
+    for name, loss in losses_a.items():
+        # synchronized averages make the plain one a vector of one
+        torch.testing.assert_close(losses_b[name], loss.squeeze(), rtol=0, atol=1e-5, msg=name)
+    assert gradients_a.keys() == gradients_b.keys()
+    for name, gradient in gradients_a.items():
+        assert (gradients_b[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
+
+
+def test_one_seed_gives_one_model_and_checkpoints_go_both_ways(plain, fast):
+    assert type(plain) is not type(fast)
+    state_a, state_b = plain.state_dict(), fast.state_dict()
+    assert list(state_a) == list(state_b)
+    assert all(torch.equal(state_a[key], state_b[key]) for key in state_a)
+    plain.load_state_dict(state_b, strict=True)
+    fast.load_state_dict(state_a, strict=True)
+
+
+def test_training_is_equal(plain, fast, data):
+    assert_equal_training(plain, fast, data)
+
+
+def test_predictions_are_equal(plain, fast, data):
+    results = []
+    for model in (plain, fast):
+        model.eval()
+        with torch.no_grad():
+            inputs = prepared(model, data, training=False)
+            raw = model(**inputs, mode='tensor')
+            results.append((raw, [sample.pred_instances for sample in model(**inputs, mode='predict')]))
+    (raw_a, found_a), (raw_b, found_b) = results
+    for a, b in zip(raw_a, raw_b, strict=True):
+        torch.testing.assert_close(b, a, rtol=0, atol=1e-5)
+    for a, b in zip(found_a, found_b, strict=True):
+        torch.testing.assert_close(b.scores, a.scores, rtol=0, atol=1e-5)
+        torch.testing.assert_close(b.bboxes, a.bboxes, rtol=0, atol=1e-5 * 96)
+        assert torch.equal(b.labels, a.labels)
+
+
+FOCAL = {
+    'model.bbox_head.loss_cls': dict(
+        _delete_=True, type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
+    'model.train_cfg.assigner.match_costs': [
+        dict(type='FocalLossCost', weight=2.0),
+        dict(type='BBoxL1Cost', weight=5.0, box_format='xyxy'),
+        dict(type='IoUCost', iou_mode='giou', weight=2.0)],
+}
+UNUSUAL = {
+    'focal loss': FOCAL,
+    'class weights': {
+        'model.bbox_head.loss_cls.class_weight': 2.0, 'model.bbox_head.loss_cls.bg_cls_weight': 0.3,
+        'model.bbox_head.loss_cls.loss_weight': 3.0, 'model.bbox_head.loss_iou.loss_weight': 0.7},
+    'no background weight': {'model.bbox_head.loss_cls': dict(_delete_=True, type='CrossEntropyLoss')},
+    'sync_cls_avg_factor': {'model.bbox_head.sync_cls_avg_factor': True},
+    'one decoder layer': {'model.decoder.num_layers': 1},
+}
+
+
+@pytest.mark.parametrize('options', UNUSUAL.values(), ids=UNUSUAL)
+def test_other_settings_are_equal(options):
+    assert_equal_training(build('detr', options), build('detr-fast', options), BATCHES['padded'])
+
+
+def test_matches_are_identical(plain, fast):
+    """On outputs far from initialization: 4 layers, images with 0 to more boxes than queries."""
+    generator = torch.Generator().manual_seed(0)
+    num_gts = [0, 1, 9, NUM_QUERIES, 40]
+    scores = 3 * torch.randn(4, len(num_gts), NUM_QUERIES, 21, generator=generator)
+    boxes = torch.rand(4, len(num_gts), NUM_QUERIES, 4, generator=generator)
+    metas = [dict(img_shape=(480 + 32 * index, 640 - 16 * index)) for index in range(len(num_gts))]
+    gts = []
+    for number, meta in zip(num_gts, metas, strict=True):
+        height, width = meta['img_shape']
+        corners = torch.rand(number, 2, 2, generator=generator).sort(dim=1).values.flatten(1)
+        gts.append(InstanceData(
+            bboxes=corners * torch.tensor([width, height, width, height]),
+            labels=torch.randint(0, 20, (number,), generator=generator)))
+
+    expected = set()
+    assign = plain.bbox_head.assigner.assign
+    for layer in range(4):
+        for image, (gt, meta) in enumerate(zip(gts, metas, strict=True)):
+            height, width = meta['img_shape']
+            cx, cy, w, h = boxes[layer, image].unbind(-1)
+            xyxy = torch.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], -1)
+            predicted = InstanceData(
+                scores=scores[layer, image], bboxes=xyxy * torch.tensor([width, height, width, height]))
+            for query, index in enumerate((assign(predicted, gt, meta).gt_inds - 1).tolist()):
+                expected |= {(layer, image, query, index)} if index >= 0 else set()
+
+    pad = torch.nn.utils.rnn.pad_sequence
+    sides = torch.tensor([meta['img_shape'][::-1] * 2 for meta in metas])
+    costs = fast.bbox_head.matching_costs(
+        scores, boxes, pad([gt.bboxes for gt in gts], True), pad([gt.labels for gt in gts], True), sides)
+    found = match(costs.numpy(), num_gts)
+    assert found.shape == (4, 4 * sum(min(NUM_QUERIES, number) for number in num_gts))
+    assert set(map(tuple, found.T.tolist())) == expected
+
+
+class HostReads(TorchFunctionMode):
+    """Counts the calls through which Python reads a tensor's values, which on a GPU wait for it."""
+
+    READS = {
+        getattr(torch.Tensor, name) for name in (
+            'cpu', 'item', 'tolist', 'nonzero', 'unique', '__bool__', '__float__', '__int__', '__index__')
+    } | {torch.nonzero, torch.unique}
+
+    def __init__(self):
+        self.number = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.number += func in self.READS
+        return func(*args, **(kwargs or {}))
+
+
+class HostReadsInside(TorchDispatchMode):
+    """Counts what reads values below Python, as backward functions may."""
+
+    READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += func in self.READS
+        return func(*args, **(kwargs or {}))
+
+
+def reads(model, data) -> int:
+    """Of a forward pass, the losses and the backward pass."""
+    model.train().zero_grad()
+    inputs = prepared(model, data)
+    with HostReads() as outside, HostReadsInside() as inside:
+        losses = model(**inputs, mode='loss')
+        sum(losses.values()).backward()
+    return outside.number + inside.number
+
+
+def test_head_reads_once_from_the_device(plain, fast, data):
+    assert reads(fast, data) == 1
+    assert reads(plain, data) > 10
+
+
+class Matrices(TorchDispatchMode):
+    """Counts tensors whose last two dimensions are both the number of tokens."""
+
+    def __init__(self, tokens: int):
+        super().__init__()
+        self.shape, self.number = (tokens, tokens), 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            self.number += isinstance(tensor, torch.Tensor) and tuple(tensor.shape[-2:]) == self.shape
+        return out
+
+
+@pytest.mark.parametrize('second', [(64, 112, 5), (48, 64, 5)], ids=['unpadded', 'padded'])
+def test_attention_matrix_is_never_made(plain, fast, second):
+    numbers = {}
+    for model in (plain, fast):
+        inputs = prepared(model.train(), images((64, 112, 3), second))
+        with Matrices(tokens=28) as matrices:
+            sum(model(**inputs, mode='loss').values()).backward()
+        numbers[model] = matrices.number
+    assert numbers[fast] == 0 < numbers[plain]
+
+
+def test_losses_for_the_log_are_on_the_host(fast):
+    losses = fast(**prepared(fast.train(), BATCHES['one box']), mode='loss')
+    total, log_vars = fast.parse_losses(losses)
+    assert total.requires_grad and not any(value.requires_grad for value in log_vars.values())
+    assert list(log_vars) == ['loss', *losses]
+    assert float(log_vars['loss']) == pytest.approx(float(total))
+
+
+@pytest.mark.parametrize('name', ['unpadded', 'padded'])
+def test_bfloat16_stays_near_float32(fast, name):
+    """Each loss within 5 %, the whole gradient within 10 %, boxes within 2 % of the image's side."""
+    losses, gradients = losses_and_gradients(fast, BATCHES[name])
+    with torch.no_grad():
+        inputs = prepared(fast.eval(), BATCHES[name], training=False)
+        boxes = fast(**inputs, mode='tensor')[1]
+        with torch.autocast('cpu', torch.bfloat16):
+            boxes_16 = fast(**inputs, mode='tensor')[1]
+    assert boxes_16.dtype == torch.float32
+    assert 0 < (boxes_16 - boxes).abs().max() < 0.02
+
+    with torch.autocast('cpu', torch.bfloat16):
+        losses_16, gradients_16 = losses_and_gradients(fast, BATCHES[name])
+    for key, loss in losses.items():
+        assert losses_16[key].dtype == torch.float32
+        torch.testing.assert_close(losses_16[key], loss, rtol=0.05, atol=0, msg=key)
+    whole, whole_16 = (torch.cat([g.flatten() for g in some.values()]) for some in (gradients, gradients_16))
+    assert (whole_16 - whole).norm() < 0.1 * whole.norm()
+
+
+def test_compiled_model_computes_the_same(fast):
+    """Traced and split into graphs, then run without code generation, which needs a minute."""
+    compiled = build('detr-fast', {'model.compile': dict(backend='eager', dynamic=False)})
+    assert list(compiled.state_dict()) == list(fast.state_dict())
+    assert_equal_training(fast, compiled, BATCHES['padded'])
+    torch.compiler.reset()
+
+
+def test_unknown_losses_and_costs_are_refused():
+    for options, name in (
+            ({'model.bbox_head.loss_iou.type': 'DIoULoss'}, 'loss_iou'),
+            ({'model.bbox_head.loss_bbox.type': 'SmoothL1Loss'}, 'loss_bbox'),
+            ({'model.train_cfg.assigner.match_costs': [dict(type='DiceCost')]}, 'DiceCost')):
+        with pytest.raises(TypeError, match=name):
+            build('detr-fast', options)
+
+
+def losses_of_a_process(rank: int, port: int) -> None:
+    """Plain and fast in one of two processes with different numbers of boxes."""
+    torch.distributed.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    options = {'model.bbox_head.sync_cls_avg_factor': True}
+    assert_equal_training(build('detr', options), build('detr-fast', options), images((64, 96, 1 + 6 * rank)))
+    torch.distributed.destroy_process_group()
+
+
+def test_averages_of_two_processes_are_equal():
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(losses_of_a_process, (port,), nprocs=2)

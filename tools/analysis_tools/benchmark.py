@@ -1,0 +1,148 @@
+#!/usr/bin/env python
+r"""Measure time and memory, beside the plain mmdet classes with --baseline.
+
+Examples:
+    python tools/analysis_tools/benchmark.py train --baseline
+    python tools/analysis_tools/benchmark.py train --batch 16 --amp --compile --baseline --json train.json
+    python tools/analysis_tools/benchmark.py train --amp --find-batch 8 12 16 24 40 80
+    python tools/analysis_tools/benchmark.py infer --size 640 640 --batch 4 --baseline
+    python tools/analysis_tools/benchmark.py head --batch 8 --baseline
+    python tools/analysis_tools/benchmark.py data --workers 0 1 2
+    python tools/analysis_tools/benchmark.py convert --root scannet_frames_25k --workers 1 2
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from deit_detr import benchmark
+from deit_detr.errors import UserError, run_cli
+
+REPO = Path(__file__).resolve().parents[2]
+FAST = REPO / 'projects/deit_detr/configs/detr-fast_deit-tiny_8xb1-150e_scannet.py'
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('task', choices=['train', 'infer', 'head', 'data', 'convert'], help='what to measure')
+    parser.add_argument('--config', default=str(FAST), help='the recipe (default: the fast twin of the seed recipe)')
+    parser.add_argument('--json', metavar='FILE', help='write the numbers, every step of them, to a file')
+
+    steps = parser.add_argument_group('train, infer, head')
+    steps.add_argument('--baseline', action='store_true', help="also mmdet's own classes: float32, not compiled")
+    steps.add_argument('--batch', type=int, default=1, help='images a step (default: 1)')
+    steps.add_argument(
+        '--size', type=int, nargs=2, default=[800, 1072], metavar=('HEIGHT', 'WIDTH'), help='(default: 800 1072)')
+    steps.add_argument('--boxes', type=int, default=10, help='boxes an image (default: 10)')
+    steps.add_argument('--amp', action='store_true', help='bfloat16')
+    steps.add_argument('--compile', action='store_true', help='torch.compile')
+    steps.add_argument('--checkpointing', action='store_true', help='recompute activations')
+    steps.add_argument('--dropout', action='store_true', help='leave dropout on')
+    steps.add_argument('--steps', type=int, default=5, help='measured steps (default: 5)')
+    steps.add_argument('--warmup', type=int, default=1, help='steps before them (default: 1)')
+    steps.add_argument(
+        '--find-batch', type=float, nargs='+', metavar='GB', help='the largest batch within so much memory instead')
+
+    data = parser.add_argument_group('data, convert')
+    data.add_argument('--workers', type=int, nargs='+', default=[0, 1, 2], help='processes (default: 0 1 2)')
+    data.add_argument('--images', type=int, default=200, help='images to load (default: 200)')
+    data.add_argument('--root', metavar='SCANNET_ROOT', help='what to convert: scannet_frames_25k')
+    return parser.parse_args()
+
+
+def variants_of(args: argparse.Namespace) -> list[benchmark.Variant]:
+    """The recipe as the command line wants it, and the plain classes last."""
+    common = dict(
+        task=args.task, config=args.config, batch=args.batch, size=tuple(args.size), boxes=args.boxes,
+        dropout=args.dropout)
+    name = ' '.join(['fast', *(key for key in ('amp', 'compile', 'checkpointing') if getattr(args, key))])
+    fast = benchmark.Variant(
+        name=name, amp=args.amp, compile=args.compile, checkpointing=args.checkpointing, **common)
+    return [fast, benchmark.Variant(name='plain', plain=True, **common)] if args.baseline else [fast]
+
+
+def compare(args: argparse.Namespace) -> dict:
+    """Steps of train, infer or head."""
+    import torch
+
+    results = benchmark.measure(variants_of(args), args.steps, args.warmup)
+    print('| | s/step, median (min .. max) | images/s | peak GB | speed-up | memory |')
+    print('|---|---|---|---|---|---|')
+    for row in results:
+        spread = f'{row["median"]:.4g} ({min(row["seconds"]):.4g} .. {max(row["seconds"]):.4g})'
+        print(f'| {row["name"]} | {spread} | {row["images_per_second"]:.3g} | {row["peak_gb"]:.2f} '
+              f'| {row["speedup"]:.2f} | {row["memory_ratio"]:.2f} |')
+    if args.task == 'head':
+        return dict(results=results)
+    variant = variants_of(args)[0]
+    flops = benchmark.forward_flops(variant) * (3 if args.task == 'train' else 1)
+    rate = benchmark.matmul_rate(torch.bfloat16 if args.amp else torch.float32)
+    share = results[0]['images_per_second'] * flops / rate
+    params = benchmark.parameters(variant)
+    print(f'\n{params:,} parameters, {flops / 1e9:.0f} GFLOP an image, '
+          f"{share:.0%} of this device's matrix products ({rate / 1e9:.0f} GFLOP/s)")
+    return dict(results=results, parameters=params, flops_per_image=flops, matmul_flops_per_second=rate)
+
+
+def find_batch(args: argparse.Namespace) -> dict:
+    """The largest batch for each amount of memory."""
+    found = {}
+    for variant in variants_of(args):
+        for gigabytes in args.find_batch:
+            print(f'{variant.name}, {gigabytes:g} GB', flush=True)
+            found[f'{variant.name} {gigabytes:g} GB'] = benchmark.largest_batch(variant, gigabytes)
+    print('\n| | largest batch |\n|---|---|')
+    for name, batch in found.items():
+        print(f'| {name} | {batch} |')
+    return dict(largest_batch=found)
+
+
+def data(args: argparse.Namespace) -> dict:
+    """The steps of the training pipeline, and what the loader delivers."""
+    steps = benchmark.pipeline_times(args.config, args.images)
+    print('| step | ms an image |\n|---|---|')
+    for step in steps:
+        print(f'| {step["name"]} | {step["milliseconds"]:.1f} |')
+    rates = {workers: benchmark.loader_rate(args.config, workers, args.images) for workers in args.workers}
+    print('\n| workers | images/s |\n|---|---|')
+    for workers, rate in rates.items():
+        print(f'| {workers} | {rate:.1f} |')
+    return dict(pipeline=steps, images_per_second=rates)
+
+
+def convert(args: argparse.Namespace) -> dict:
+    """Converting frames to COCO files."""
+    from deit_detr.datasets.scannet2coco import convert as scannet2coco
+
+    if not args.root:
+        raise UserError('convert needs --root: the folder scannet_frames_25k')
+    seconds = {}
+    for workers in args.workers:
+        if workers:
+            with tempfile.TemporaryDirectory() as out_dir:
+                start = time.perf_counter()
+                scannet2coco(args.root, out_dir, REPO / 'data/splits', workers=workers)
+                seconds[workers] = time.perf_counter() - start
+    print('\n| workers | seconds |\n|---|---|')
+    for workers, value in seconds.items():
+        print(f'| {workers} | {value:.1f} |')
+    return dict(seconds=seconds)
+
+
+def main() -> None:
+    """Measure, print a table, write the file."""
+    args = parse_args()
+    if not Path(args.config).is_file():
+        raise UserError(f'{args.config}: no such config file')
+    machine = benchmark.machine()
+    print(f'{machine["device"]}; torch {machine["torch"]}; commit {machine["commit"]}\n', flush=True)
+    tasks = dict(data=data, convert=convert)
+    numbers = tasks.get(args.task, find_batch if args.find_batch else compare)(args)
+    if args.json:
+        benchmark.write_json(args.json, dict(command=vars(args), machine=machine, **numbers))
+
+
+if __name__ == '__main__':
+    run_cli(main)
