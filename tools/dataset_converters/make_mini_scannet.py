@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     """Arguments of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='example:\n  python tools/dataset_converters/make_mini_scannet.py data/mini_scannet_frames',
+        epilog='example:\n  python tools/dataset_converters/make_mini_scannet.py data/mini-scannet/frames',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('out_dir', help='folder to create; left alone if it already holds this very data set')
