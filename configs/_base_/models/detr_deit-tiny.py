@@ -1,4 +1,5 @@
-"""DETR (arXiv 2005.12872) on a plain DeiT-tiny (arXiv 2012.12877): plain mmdet and mmpretrain classes."""
+"""DETR (arXiv 2005.12872) on a plain DeiT-tiny: plain mmdet and mmpretrain classes."""
+_base_ = './deit-tiny.py'
 embed_dims = 192  # of the transformer, and of DeiT-tiny: nothing is projected away between the two
 
 attention = dict(embed_dims=embed_dims, num_heads=8, dropout=0.1, batch_first=True)
@@ -12,27 +13,6 @@ ffn = dict(
 model = dict(
     type='DETR',
     num_queries=100,
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_size_divisor=1),
-    backbone=dict(
-        type='mmpretrain.VisionTransformer',
-        arch='deit-tiny',
-        # The checkpoint's size. Another one would have to resize the position embedding while loading, and
-        # mmpretrain cannot do that without a class token; forward interpolates it to any input size.
-        img_size=224,
-        patch_size=16,
-        out_indices=-1,
-        with_cls_token=False,
-        out_type='featmap',
-        init_cfg=dict(
-            type='Pretrained',
-            # DEIT_CHECKPOINT: a local file for machines without network
-            checkpoint='{{$DEIT_CHECKPOINT:https://download.openmmlab.com/mmclassification/v0/deit/deit-tiny_pt-4xb256_in1k_20220218-13b382a0.pth}}',  # noqa: E501
-            prefix='backbone.')),
     neck=dict(
         type='ChannelMapper',
         in_channels=[192],

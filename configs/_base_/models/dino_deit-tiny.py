@@ -1,4 +1,5 @@
 """DINO (arXiv 2203.03605) on a plain DeiT-tiny: mmdet's class, its levels made from the one map of the ViT."""
+_base_ = './deit-tiny.py'
 embed_dims = 256  # mmdet writes 256 into the box encoding of its DINO decoder
 num_levels = 2  # strides 16 and 32
 
@@ -11,24 +12,6 @@ model = dict(
     num_feature_levels=num_levels,
     with_box_refine=True,
     as_two_stage=True,
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_size_divisor=1),
-    backbone=dict(
-        type='mmpretrain.VisionTransformer',
-        arch='deit-tiny',
-        img_size=224,  # the checkpoint's size; see detr_deit-tiny.py
-        patch_size=16,
-        out_indices=-1,
-        with_cls_token=False,
-        out_type='featmap',
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='{{$DEIT_CHECKPOINT:https://download.openmmlab.com/mmclassification/v0/deit/deit-tiny_pt-4xb256_in1k_20220218-13b382a0.pth}}',  # noqa: E501
-            prefix='backbone.')),
     neck=dict(
         type='ChannelMapper',
         in_channels=[192],

@@ -1,8 +1,12 @@
 """Attention that never holds the attention matrix."""
 
+import math
+
+import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks.transformer import MultiheadAttention
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class FusedAttention(nn.Module):
@@ -12,8 +16,8 @@ class FusedAttention(nn.Module):
     they are 0.36 GB a layer, and asking for them keeps PyTorch from using a kernel that never makes them. This module
     takes over the parameters of a plain one, so state-dict keys stay as they are.
 
-    Dropout on the attention weights is part of CUDA's kernels. The CPU's has none: training with
-    ``attn_drop > 0`` on a CPU computes the same thing with the matrix held in memory, as the plain module does.
+    Dropout on the attention weights is part of CUDA's kernels. The CPU's kernel has none: there, training with dropout
+    goes through :func:`attention_with_dropout`.
 
     Args:
         plain (MultiheadAttention): The module to replace. Its submodules are shared, not copied.
@@ -84,14 +88,62 @@ class FusedAttention(nn.Module):
 
         q, k, v = (x.unflatten(-1, (self.attn.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         takes_part = None if key_padding_mask is None else ~key_padding_mask[:, None, None]
-        out = F.scaled_dot_product_attention(
-            q, k, v, takes_part, dropout_p=self.attn.dropout if self.training else 0.0)
+        dropout = self.attn.dropout if self.training else 0.0
+        if dropout and q.device.type == 'cpu':
+            out = attention_with_dropout(q, k, v, takes_part, dropout)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, takes_part, dropout_p=dropout)
         out = self.attn.out_proj(out.transpose(1, 2).flatten(2))
         return identity + self.dropout_layer(self.proj_drop(out))
 
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor | None, start: int, stop: int) -> Tensor:
     return F.linear(x, weight[start:stop], None if bias is None else bias[start:stop])
+
+
+def attention_with_dropout(
+    q: Tensor, k: Tensor, v: Tensor, takes_part: Tensor | None, dropout: float, block: int = 256) -> Tensor:
+    """Attention with dropout on its weights, for devices whose fused kernel has no dropout.
+
+    Of the matrix one block of queries is held at a time; the backward pass computes it again. What stays is one byte
+    for each weight: whether it was dropped.
+
+    Args:
+        q (Tensor): ``(batch, heads, queries, channels)``.
+        k (Tensor): ``(batch, heads, keys, channels)``.
+        v (Tensor): As ``k``.
+        takes_part (Tensor, optional): bool, broadcast to ``(batch, heads, queries, keys)``; False for padded keys.
+        dropout (float): Probability of a weight to be dropped, in 0..1, in steps of 1 / 65536.
+        block (int): Queries at a time.
+
+    Returns:
+        Tensor: ``(batch, heads, queries, channels)``.
+    """
+    def attend(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+        scores = q @ k.transpose(-2, -1)
+        if takes_part is not None:
+            scores = scores.masked_fill(~takes_part, -torch.inf)
+        return (scores.softmax(-1) * keep) @ v
+
+    keep = draw_kept((*q.shape[:3], k.shape[2]), dropout)
+    q = q * q.shape[-1] ** -0.5
+    v = v / (1 - dropout)
+    if q.shape[2] <= block:
+        return attend(q, k, v, keep)
+    parts = zip(q.split(block, dim=2), keep.split(block, dim=2), strict=True)
+    return torch.cat([
+        checkpoint(attend, part, k, v, kept, use_reentrant=False, preserve_rng_state=False) for part, kept in parts
+    ], dim=2)
+
+
+def draw_kept(shape: tuple[int, ...], dropout: float) -> Tensor:
+    """Draw which weights stay: bool, False with a probability of ``dropout``, on the CPU.
+
+    One 64-bit draw decides four of them; ``bernoulli_`` takes longer than the attention itself.
+    """
+    number = math.prod(shape)
+    draws = torch.empty(-(-number // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
+    return (draws.view(torch.int16)[:number] >= round(65536 * dropout) - 32768).view(shape)
 
 
 def fuse_attention(module: nn.Module) -> None:
