@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks.transformer import MultiheadAttention
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 
 class FusedAttention(nn.Module):
@@ -102,7 +101,7 @@ def _project(x: Tensor, weight: Tensor, bias: Tensor | None, start: int, stop: i
 
 
 def attention_with_dropout(
-    q: Tensor, k: Tensor, v: Tensor, takes_part: Tensor | None, dropout: float, block: int = 256) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, takes_part: Tensor | None, dropout: float, block: int = 128) -> Tensor:
     """Attention with dropout on its weights, for devices whose fused kernel has no dropout.
 
     Of the matrix one block of queries is held at a time; the backward pass computes it again. What stays is one byte
@@ -119,21 +118,46 @@ def attention_with_dropout(
     Returns:
         Tensor: ``(batch, heads, queries, channels)``.
     """
-    def attend(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
-        scores = q @ k.transpose(-2, -1)
-        if takes_part is not None:
-            scores = scores.masked_fill(~takes_part, -torch.inf)
-        return (scores.softmax(-1) * keep) @ v
-
     keep = draw_kept((*q.shape[:3], k.shape[2]), dropout)
-    q = q * q.shape[-1] ** -0.5
-    v = v / (1 - dropout)
-    if q.shape[2] <= block:
-        return attend(q, k, v, keep)
-    parts = zip(q.split(block, dim=2), keep.split(block, dim=2), strict=True)
-    return torch.cat([
-        checkpoint(attend, part, k, v, kept, use_reentrant=False, preserve_rng_state=False) for part, kept in parts
-    ], dim=2)
+    return _AttentionInBlocks.apply(q * q.shape[-1] ** -0.5, k, v / (1 - dropout), takes_part, keep, block)
+
+
+class _AttentionInBlocks(torch.autograd.Function):
+    """``(softmax(q @ k.T) * keep) @ v``.
+
+    Results are written into tensors that are there from the start: small ones allocated between the blocks' large
+    temporaries would keep these from being used again.
+    """
+
+    @staticmethod
+    def weights(q: Tensor, k: Tensor, takes_part: Tensor | None) -> Tensor:
+        scores = q @ k.mT
+        if takes_part is not None:
+            scores.masked_fill_(~takes_part, -torch.inf)
+        return scores.softmax(-1)
+
+    @staticmethod
+    def forward(ctx, q, k, v, takes_part, keep, block):
+        ctx.save_for_backward(q, k, v, takes_part, keep)
+        ctx.block = block
+        out = torch.empty_like(q)
+        for q_i, keep_i, out_i in zip(*(x.split(block, dim=2) for x in (q, keep, out)), strict=True):
+            out_i.copy_(_AttentionInBlocks.weights(q_i, k, takes_part).mul_(keep_i) @ v)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, takes_part, keep = ctx.saved_tensors
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for q_i, keep_i, grad_i, grad_q_i in zip(
+                *(x.split(ctx.block, dim=2) for x in (q, keep, grad, grad_q)), strict=True):
+            weights = _AttentionInBlocks.weights(q_i, k, takes_part)
+            grad_scores = (grad_i @ v.mT).mul_(keep_i).mul_(weights)
+            grad_scores.addcmul_(weights, grad_scores.sum(-1, keepdim=True), value=-1)
+            grad_q_i.copy_(grad_scores @ k)
+            grad_k += grad_scores.mT @ q_i
+            grad_v += weights.mul_(keep_i).mT @ grad_i
+        return grad_q, grad_k, grad_v, None, None, None
 
 
 def draw_kept(shape: tuple[int, ...], dropout: float) -> Tensor:
