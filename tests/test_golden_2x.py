@@ -175,6 +175,8 @@ def test_converted_config_is_the_seed_recipe(config, monkeypatch):
         'val_evaluator.classwise', 'test_evaluator.classwise',
         'default_hooks.checkpoint.max_keep_ckpts', 'default_hooks.checkpoint.save_best',
         'default_hooks.checkpoint.rule', 'visualizer.vis_backends[1].type',
+        # and draws into a folder for each scene
+        'default_hooks.visualization.type',
         # of mmdet 2.x' default_runtime.py
         'custom_hooks[1].type', 'auto_scale_lr.base_batch_size',
     }
