@@ -1,10 +1,13 @@
 """Data and weights that the tests share: rooms rendered here, and real inputs when they lie beside the repository."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / 'shared'  # photographs and pretrained weights; not part of the repository
@@ -56,11 +59,62 @@ def mini_scannet(mini_frames) -> Path:
     return mini_frames.parent
 
 
+@pytest.fixture(scope='session')
+def mini_scannet18(mini_frames) -> Path:
+    """The rooms converted in the 18-class protocol."""
+    from deit_detr.datasets.scannet2coco import convert
+
+    out_dir = mini_frames.parent / 'classes18'
+    convert(mini_frames, out_dir, REPO / 'data/splits', num_classes=18, workers=2)
+    return out_dir
+
+
+def draw_coco(ann_file: Path, images: Path, categories: list[dict], number: int = 4) -> None:
+    """Draw a COCO-format data set: 96x64 images of noise with three rectangles each, a colour for each category.
+
+    The categories take turns, so that they all occur if there are enough images.
+    """
+    generator = np.random.default_rng(0)
+    colours = np.random.default_rng(1).integers(0, 256, (len(categories), 3))
+    content = dict(images=[], annotations=[], categories=categories)
+    images.mkdir(parents=True)
+    for index in range(number):
+        pixels = generator.integers(96, 160, (64, 96, 3), dtype=np.uint8)
+        name = f'{index:012d}.jpg'
+        content['images'].append(dict(id=10 * index, file_name=name, width=96, height=64))
+        for place in range(3):
+            left, top = 32 * place + generator.integers(8), generator.integers(24)
+            width, height = generator.integers(12, 24), generator.integers(16, 40)
+            label = (3 * index + place) % len(categories)
+            pixels[top : top + height, left : left + width] = colours[label]
+            content['annotations'].append(dict(
+                id=len(content['annotations']) + 1, image_id=10 * index, category_id=categories[label]['id'],
+                bbox=[int(left), int(top), int(width), int(height)], area=int(width * height), iscrowd=0))
+        Image.fromarray(pixels).save(images / name)
+    ann_file.parent.mkdir(parents=True, exist_ok=True)
+    ann_file.write_text(json.dumps(content))
+
+
+@pytest.fixture(scope='session')
+def drawn_coco(tmp_path_factory) -> Path:
+    """The layout, names and ids of COCO 2017, with drawn images."""
+    from mmdet.datasets import CocoDataset
+
+    root = tmp_path_factory.mktemp('coco')
+    ids = sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})  # 80 of 90 ids are used
+    categories = [dict(id=i, name=name) for i, name in zip(ids, CocoDataset.METAINFO['classes'], strict=True)]
+    for split in ('train2017', 'val2017'):
+        draw_coco(root / f'annotations/instances_{split}.json', root / split, categories)
+    return root
+
+
 @pytest.fixture
-def data_roots(monkeypatch, mini_scannet):
-    """Every recipe finds the rooms where it looks for its data."""
+def data_roots(monkeypatch, mini_scannet, mini_scannet18, drawn_coco):
+    """Every recipe finds small data where it looks for its own."""
     for name in ('MMDET_DATASETS', 'MINI_SCANNET_ROOT'):
         monkeypatch.setenv(name, f'{mini_scannet}/')
+    monkeypatch.setenv('SCANNET18_ROOT', f'{mini_scannet18}/')
+    monkeypatch.setenv('COCO_ROOT', f'{drawn_coco}/')
 
 
 @pytest.fixture

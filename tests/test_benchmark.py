@@ -6,7 +6,9 @@ import sys
 import pytest
 
 from conftest import REPO
+from deit_detr import benchmark
 
+FAST = REPO / 'projects/deit_detr/configs/detr-fast_deit-tiny_8xb1-150e_scannet.py'
 BENCHMARK = [sys.executable, '-W', 'ignore', REPO / 'tools/analysis_tools/benchmark.py']
 
 
@@ -33,7 +35,25 @@ def test_variants_are_compared(task, run, tmp_path):
     by_hand += 6 * (tokens * (attention + ffn) + 2 * tokens**2 * width)  # encoder
     by_hand += 6 * (queries * (1.5 * attention + ffn) + tokens * attention / 2)  # decoder
     by_hand += 6 * 2 * queries * (queries + tokens) * width  # its attention
+    by_hand += 6 * queries * (width * 21 + 2 * width**2 + width * 4)  # head
     assert numbers['flops_per_image'] == pytest.approx(2 * by_hand * (3 if task == 'train' else 1), rel=1e-3)
+
+
+def test_fused_attention_is_counted():
+    fast, plain = (
+        benchmark.forward_flops(benchmark.Variant('', 'infer', str(FAST), plain=plain, size=(64, 96)))
+        for plain in (False, True))
+    assert fast == plain
+
+
+def test_recipes_are_compared(run, tmp_path):
+    path = tmp_path / 'a.json'
+    out = run(*BENCHMARK, 'recipes', '--configs', FAST, '--size', 64, 96, '--steps', 1, '--json', path)
+    (row,) = json.loads(path.read_text())['recipes']
+    assert row['parameters'] == 17_803_225 and row['size'] == [64, 96]
+    assert row['infer_gb'] < row['train_gb'] < 4 and row['latency_ms'] > 0 and row['train_seconds'] > 0
+    assert f'| {FAST.stem} | 17,803,225 | {row["gflops"]:.4g} | {row["latency_ms"]:.0f} |' in out
+    assert run(*BENCHMARK, 'recipes', '--configs', 'no.py', status=2).endswith('error: no.py: no such config file\n')
 
 
 def test_batch_that_does_not_fit(run, tmp_path):

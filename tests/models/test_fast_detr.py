@@ -9,11 +9,11 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
-from test_configs import batch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import REPO
+from deit_detr.benchmark import make_batch
 from deit_detr.models.fast_detr_head import match
 
 CONFIGS = REPO / 'projects/deit_detr/configs'
@@ -58,7 +58,7 @@ def fast():
 
 def images(*sizes_and_boxes: tuple[int, int, int]) -> dict:
     """A batch of (height, width, number of boxes)."""
-    single = [batch([boxes], height, width) for height, width, boxes in sizes_and_boxes]
+    single = [make_batch(1, (height, width), boxes) for height, width, boxes in sizes_and_boxes]
     return {key: [item for data in single for item in data[key]] for key in ('inputs', 'data_samples')}
 
 
@@ -286,14 +286,6 @@ def test_bfloat16_stays_near_float32(fast, name):
         torch.testing.assert_close(losses_16[key], loss, rtol=0.05, atol=0, msg=key)
     whole, whole_16 = (torch.cat([g.flatten() for g in some.values()]) for some in (gradients, gradients_16))
     assert (whole_16 - whole).norm() < 0.1 * whole.norm()
-
-
-def test_compiled_model_computes_the_same(fast):
-    """Traced and split into graphs, then run without code generation, which needs a minute."""
-    compiled = build('detr-fast', {'model.compile': dict(backend='eager', dynamic=False)})
-    assert list(compiled.state_dict()) == list(fast.state_dict())
-    assert_equal_training(fast, compiled, BATCHES['padded'])
-    torch.compiler.reset()
 
 
 def test_unknown_losses_and_costs_are_refused():

@@ -7,6 +7,8 @@ Examples:
     python tools/analysis_tools/benchmark.py train --amp --find-batch 8 12 16 24 40 80
     python tools/analysis_tools/benchmark.py infer --size 640 640 --batch 4 --baseline
     python tools/analysis_tools/benchmark.py head --batch 8 --baseline
+    python tools/analysis_tools/benchmark.py recipes
+    python tools/analysis_tools/benchmark.py recipes --configs A.py B.py --size 240 320
     python tools/analysis_tools/benchmark.py data --workers 0 1 2
     python tools/analysis_tools/benchmark.py convert --root scannet_frames_25k --workers 1 2
 """
@@ -20,13 +22,15 @@ from deit_detr import benchmark
 from deit_detr.errors import UserError, run_cli
 
 REPO = Path(__file__).resolve().parents[2]
-FAST = REPO / 'projects/deit_detr/configs/detr-fast_deit-tiny_8xb1-150e_scannet.py'
+CONFIGS = REPO / 'projects/deit_detr/configs'
+FAST = CONFIGS / 'detr-fast_deit-tiny_8xb1-150e_scannet.py'
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('task', choices=['train', 'infer', 'head', 'data', 'convert'], help='what to measure')
+    parser.add_argument(
+        'task', choices=['train', 'infer', 'head', 'recipes', 'data', 'convert'], help='what to measure')
     parser.add_argument('--config', default=str(FAST), help='the recipe (default: the fast twin of the seed recipe)')
     parser.add_argument('--json', metavar='FILE', help='write the numbers, every step of them, to a file')
 
@@ -44,6 +48,11 @@ def parse_args() -> argparse.Namespace:
     steps.add_argument('--warmup', type=int, default=1, help='steps before them (default: 1)')
     steps.add_argument(
         '--find-batch', type=float, nargs='+', metavar='GB', help='the largest batch within so much memory instead')
+
+    recipes = parser.add_argument_group('recipes', '--size, --batch (of training), --boxes, --steps and --warmup, and:')
+    recipes.add_argument(
+        '--configs', nargs='+', metavar='CONFIG', default=sorted(map(str, CONFIGS.glob('*_scannet.py'))),
+        help="the recipes to compare (default: all of this project's for ScanNet)")
 
     data = parser.add_argument_group('data, convert')
     data.add_argument('--workers', type=int, nargs='+', default=[0, 1, 2], help='processes (default: 0 1 2)')
@@ -99,6 +108,25 @@ def find_batch(args: argparse.Namespace) -> dict:
     return dict(largest_batch=found)
 
 
+def recipes(args: argparse.Namespace) -> dict:
+    """What the model of each recipe costs: inference of one image, and a training step."""
+    rows = []
+    print('| | parameters | GFLOP | latency, ms | inference, GB | training, s/step | training, GB |')
+    print('|---|---|---|---|---|---|---|')
+    for config in args.configs:
+        if not Path(config).is_file():
+            raise UserError(f'{config}: no such config file')
+        size = tuple(args.size)
+        cost = benchmark.recipe_cost(config, size, args.steps)
+        variant = benchmark.Variant(
+            Path(config).stem, 'train', config, batch=args.batch, size=size, boxes=args.boxes, dropout=True)
+        train = benchmark.measure([variant], args.steps, args.warmup)[0]
+        rows.append(dict(name=variant.name, **cost, train_seconds=train['median'], train_gb=train['peak_gb']))
+        print(f'| {variant.name} | {cost["parameters"]:,} | {cost["gflops"]:.4g} | {cost["latency_ms"]:.0f} '
+              f'| {cost["infer_gb"]:.2f} | {train["median"]:.3g} | {train["peak_gb"]:.2f} |', flush=True)
+    return dict(recipes=rows)
+
+
 def data(args: argparse.Namespace) -> dict:
     """The steps of the training pipeline, and what the loader delivers."""
     steps = benchmark.pipeline_times(args.config, args.images)
@@ -138,7 +166,7 @@ def main() -> None:
         raise UserError(f'{args.config}: no such config file')
     machine = benchmark.machine()
     print(f'{machine["device"]}; torch {machine["torch"]}; commit {machine["commit"]}\n', flush=True)
-    tasks = dict(data=data, convert=convert)
+    tasks = dict(recipes=recipes, data=data, convert=convert)
     numbers = tasks.get(args.task, find_batch if args.find_batch else compare)(args)
     if args.json:
         benchmark.write_json(args.json, dict(command=vars(args), machine=machine, **numbers))

@@ -1,17 +1,18 @@
-"""MiniScanNet, the rendered rooms of tools/dataset_converters/make_mini_scannet.py, at their own size."""
+"""MiniScanNet, the rendered rooms of tools/dataset_converters/make_mini_scannet.py, small enough for a CPU."""
 _base_ = './scannet_detection.py'
 data_root = '{{$MINI_SCANNET_ROOT:data/mini-scannet/}}'
+scale = (192, 144)  # 12x9 patches; frames are 320x240
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(320, 240), keep_ratio=True),
+    dict(type='Resize', scale=scale, keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(320, 240), keep_ratio=True),
+    dict(type='Resize', scale=scale, keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',

@@ -1,4 +1,4 @@
-"""DINO (arXiv 2203.03605) on a plain DeiT-tiny: mmdet's class, its levels made from the one map of the ViT."""
+"""DINO (arXiv 2203.03605) on a plain DeiT-tiny, its levels made from the one map of the ViT."""
 _base_ = './deit-tiny.py'
 embed_dims = 256  # mmdet writes 256 into the box encoding of its DINO decoder
 num_levels = 2  # strides 16 and 32
@@ -7,7 +7,7 @@ deformable_attention = dict(embed_dims=embed_dims, num_levels=num_levels, dropou
 ffn = dict(embed_dims=embed_dims, feedforward_channels=1024, ffn_drop=0.0)
 
 model = dict(
-    type='DINO',
+    type='FastDINO',
     num_queries=300,
     num_feature_levels=num_levels,
     with_box_refine=True,

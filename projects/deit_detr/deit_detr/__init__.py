@@ -14,7 +14,16 @@ if os.environ.get('DEIT_DETR_REGISTER', '1') != '0':
     from deit_detr.engine.hooks import PretrainedCheckHook as PretrainedCheckHook
     from deit_detr.engine.hooks import SceneVisualizationHook as SceneVisualizationHook
     from deit_detr.engine.optim import GroupedOptimWrapperConstructor as GroupedOptimWrapperConstructor
+    from deit_detr.inference import load as load
+    from deit_detr.models.fast_detectors import FastConditionalDETR as FastConditionalDETR
+    from deit_detr.models.fast_detectors import FastDABDETR as FastDABDETR
+    from deit_detr.models.fast_detectors import FastDeformableDETR as FastDeformableDETR
+    from deit_detr.models.fast_detectors import FastDINO as FastDINO
     from deit_detr.models.fast_detr import FastDETR as FastDETR
     from deit_detr.models.fast_detr_head import FastDETRHead as FastDETRHead
+    from deit_detr.models.lw_detr import LWDETR as LWDETR
+    from deit_detr.models.lw_detr_head import LWDETRHead as LWDETRHead
+    from deit_detr.models.simple_fpn import SimpleFPN as SimpleFPN
+    from deit_detr.models.windowed_vit import WindowedViT as WindowedViT
 
     allow_mmengine_checkpoints()

@@ -5,6 +5,7 @@ step, so that a busy machine slows both.
 """
 
 import copy
+import io
 import json
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,6 +32,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, turn_on_activation_checkpointing
 from mmengine.structures import InstanceData
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from deit_detr.errors import UserError
@@ -308,15 +310,16 @@ def largest_batch(variant: Variant, gigabytes: float) -> int:
 
 
 def forward_flops(variant: Variant) -> float:
-    """Floating-point operations of backbone, neck and transformer for one image; a training step needs three times.
+    """Floating-point operations of the network for one image; a training step needs three times.
 
-    Counted on the meta device, where attention is spelled out; the head has less than a thousandth of the sum.
+    A multiplication and an addition are two: papers that count them as one state half of it. Matrix products and
+    convolutions are counted, attention spelled out, which ``mmengine.analysis`` and PyTorch's own counter leave out
+    where it is fused. Not counted: normalization, activations, the sampling of deformable attention.
     """
     model = build_model(load_model_config(variant), dropout=False).eval()
     data = model.data_preprocessor(make_batch(1, variant.size, 1))
-    model.to('meta')
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.forward_transformer(model.extract_feat(data['inputs'].to('meta')), data['data_samples'])
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(**data, mode='tensor')
     return float(counter.get_total_flops())
 
 
@@ -390,6 +393,34 @@ def loader_rate(config: str, workers: int, images: int) -> float:
     return number / (time.perf_counter() - start)
 
 
+def data_size(config: str) -> tuple[int, int]:
+    """Height and width, in pixels, that a recipe's first validation image has when it reaches the model."""
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.default_scope)
+    with redirect_stdout(io.StringIO()):  # pycocotools reports that it reads
+        dataset = DATASETS.build(copy.deepcopy(cfg.val_dataloader.dataset))
+    return tuple(dataset[0]['inputs'].shape[-2:])
+
+
+def recipe_cost(config: str, size: tuple[int, int], steps: int = 5) -> dict:
+    """What a recipe's model costs at inference, an image at a time, on this device.
+
+    Args:
+        config: Path of the recipe.
+        size: Height and width of the image, in pixels.
+        steps: Measured images.
+
+    Returns:
+        dict: ``size``, ``parameters``, ``gflops`` (see :func:`forward_flops`), ``latency_ms`` (median, from the uint8
+        image to boxes) and ``infer_gb`` (peak memory of the process).
+    """
+    variant = Variant(name=Path(config).stem, task='infer', config=config, size=size)
+    result = measure([variant], steps, warmup=2)[0]
+    return dict(
+        size=list(size), parameters=parameters(variant), gflops=forward_flops(variant) / 1e9,
+        latency_ms=1000 * result['median'], infer_gb=result['peak_gb'])
+
+
 def machine() -> dict:
     """What the numbers were measured on, and with which code."""
     if torch.cuda.is_available():
@@ -398,7 +429,9 @@ def machine() -> dict:
         cpu = Path('/proc/cpuinfo')
         names = [line.split(':')[1].strip() for line in cpu.read_text().splitlines() if line.startswith('model name')] \
             if cpu.exists() else [platform.processor()]
-        name = f'{os.cpu_count()} cores, {names[0] if names else platform.machine()}'
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+        cores = f'{usable} of {os.cpu_count()}' if usable < os.cpu_count() else f'{usable}'
+        name = f'{cores} cores, {names[0] if names else platform.machine()}'
     commit = subprocess.run(
         ['git', 'describe', '--always', '--dirty'], cwd=Path(__file__).parent, capture_output=True, text=True,
         check=False).stdout.strip()

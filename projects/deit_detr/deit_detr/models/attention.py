@@ -43,10 +43,11 @@ class FusedAttention(nn.Module):
         identity: Tensor | None = None,
         query_pos: Tensor | None = None,
         key_pos: Tensor | None = None,
-        attn_mask: None = None,
+        attn_mask: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
+        **kwargs,
     ) -> Tensor:
-        """As mmcv's, for the arguments that DETR uses.
+        """As mmcv's, for the arguments that DETR and its relatives use.
 
         Args:
             query (Tensor): ``(batch, queries, channels)``.
@@ -55,18 +56,20 @@ class FusedAttention(nn.Module):
             identity (Tensor, optional): What the result is added to; the query when left out.
             query_pos (Tensor, optional): Added to ``query``.
             key_pos (Tensor, optional): Added to ``key``; ``query_pos`` when left out and of the same shape.
-            attn_mask (None): DETR has none.
+            attn_mask (Tensor, optional): bool, ``(queries, keys)``; True where a query must not see a key, as between
+                the denoising groups of DINO. Every query has to see some key.
             key_padding_mask (Tensor, optional): bool, ``(batch, keys)``; True where a key is padding. ``None``, not a
                 mask of False, when nothing is padded: without a mask the faster kernels apply.
+            **kwargs: Not looked at, as in mmcv's: mmdet hands a decoder layer's arguments to both of its attentions.
 
         Returns:
             Tensor: ``(batch, queries, channels)``.
 
         Raises:
-            ValueError: If there is an ``attn_mask``.
+            ValueError: If ``attn_mask`` is of another shape or type: of numbers to add, or a mask for each head.
         """
-        if attn_mask is not None:
-            raise ValueError('FusedAttention knows key_padding_mask only: DETR has no attn_mask')
+        if attn_mask is not None and (attn_mask.dtype != torch.bool or attn_mask.dim() != 2):
+            raise ValueError('FusedAttention needs a boolean attn_mask of (queries, keys)')
         key = query if key is None else key
         value = key if value is None else value
         identity = query if identity is None else identity
@@ -87,6 +90,8 @@ class FusedAttention(nn.Module):
 
         q, k, v = (x.unflatten(-1, (self.attn.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         takes_part = None if key_padding_mask is None else ~key_padding_mask[:, None, None]
+        if attn_mask is not None:
+            takes_part = ~attn_mask if takes_part is None else takes_part & ~attn_mask
         dropout = self.attn.dropout if self.training else 0.0
         if dropout and q.device.type == 'cpu':
             out = attention_with_dropout(q, k, v, takes_part, dropout)
@@ -111,7 +116,8 @@ def attention_with_dropout(
         q (Tensor): ``(batch, heads, queries, channels)``.
         k (Tensor): ``(batch, heads, keys, channels)``.
         v (Tensor): As ``k``.
-        takes_part (Tensor, optional): bool, broadcast to ``(batch, heads, queries, keys)``; False for padded keys.
+        takes_part (Tensor, optional): bool, broadcast to ``(batch, heads, queries, keys)``; False where a query must
+            not see a key.
         dropout (float): Probability of a weight to be dropped, in 0..1, in steps of 1 / 65536.
         block (int): Queries at a time.
 
@@ -119,7 +125,8 @@ def attention_with_dropout(
         Tensor: ``(batch, heads, queries, channels)``.
     """
     keep = draw_kept((*q.shape[:3], k.shape[2]), dropout)
-    return _AttentionInBlocks.apply(q * q.shape[-1] ** -0.5, k, v / (1 - dropout), takes_part, keep, block)
+    hidden = None if takes_part is None else (~takes_part).expand(keep.shape)
+    return _AttentionInBlocks.apply(q * q.shape[-1] ** -0.5, k, v / (1 - dropout), hidden, keep, block)
 
 
 class _AttentionInBlocks(torch.autograd.Function):
@@ -130,28 +137,34 @@ class _AttentionInBlocks(torch.autograd.Function):
     """
 
     @staticmethod
-    def weights(q: Tensor, k: Tensor, takes_part: Tensor | None) -> Tensor:
+    def weights(q: Tensor, k: Tensor, hidden: Tensor | None) -> Tensor:
         scores = q @ k.mT
-        if takes_part is not None:
-            scores.masked_fill_(~takes_part, -torch.inf)
+        if hidden is not None:
+            scores.masked_fill_(hidden, -torch.inf)
         return scores.softmax(-1)
 
     @staticmethod
-    def forward(ctx, q, k, v, takes_part, keep, block):
-        ctx.save_for_backward(q, k, v, takes_part, keep)
+    def blocks(block: int, hidden: Tensor | None, *tensors: Tensor):
+        parts = [x.split(block, dim=2) for x in tensors]
+        hidden = [None] * len(parts[0]) if hidden is None else hidden.split(block, dim=2)
+        return zip(hidden, *parts, strict=True)
+
+    @staticmethod
+    def forward(ctx, q, k, v, hidden, keep, block):
+        ctx.save_for_backward(q, k, v, hidden, keep)
         ctx.block = block
         out = torch.empty_like(q)
-        for q_i, keep_i, out_i in zip(*(x.split(block, dim=2) for x in (q, keep, out)), strict=True):
-            out_i.copy_(_AttentionInBlocks.weights(q_i, k, takes_part).mul_(keep_i) @ v)
+        for hidden_i, q_i, keep_i, out_i in _AttentionInBlocks.blocks(block, hidden, q, keep, out):
+            out_i.copy_(_AttentionInBlocks.weights(q_i, k, hidden_i).mul_(keep_i) @ v)
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        q, k, v, takes_part, keep = ctx.saved_tensors
+        q, k, v, hidden, keep = ctx.saved_tensors
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for q_i, keep_i, grad_i, grad_q_i in zip(
-                *(x.split(ctx.block, dim=2) for x in (q, keep, grad, grad_q)), strict=True):
-            weights = _AttentionInBlocks.weights(q_i, k, takes_part)
+        for hidden_i, q_i, keep_i, grad_i, grad_q_i in _AttentionInBlocks.blocks(
+                ctx.block, hidden, q, keep, grad, grad_q):
+            weights = _AttentionInBlocks.weights(q_i, k, hidden_i)
             grad_scores = (grad_i @ v.mT).mul_(keep_i).mul_(weights)
             grad_scores.addcmul_(weights, grad_scores.sum(-1, keepdim=True), value=-1)
             grad_q_i.copy_(grad_scores @ k)

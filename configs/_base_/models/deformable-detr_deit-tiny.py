@@ -1,0 +1,42 @@
+"""Deformable DETR (arXiv 2010.04159), two-stage with box refinement, on a plain DeiT-tiny and a simple pyramid."""
+_base_ = './deit-tiny.py'
+embed_dims = 256  # mmdet writes 512, twice that, into the encoding of its proposals
+strides = [8, 16, 32]
+
+deformable_attention = dict(embed_dims=embed_dims, num_levels=len(strides), dropout=0.1)
+ffn = dict(embed_dims=embed_dims, feedforward_channels=1024, ffn_drop=0.1)
+
+model = dict(
+    type='FastDeformableDETR',
+    num_queries=300,
+    num_feature_levels=len(strides),
+    with_box_refine=True,
+    as_two_stage=True,
+    neck=dict(type='SimpleFPN', in_channels=[192], out_channels=embed_dims, strides=strides),
+    encoder=dict(num_layers=6, layer_cfg=dict(self_attn_cfg=deformable_attention, ffn_cfg=ffn)),
+    decoder=dict(
+        num_layers=6,
+        return_intermediate=True,
+        layer_cfg=dict(
+            self_attn_cfg=dict(embed_dims=embed_dims, num_heads=8, dropout=0.1),
+            cross_attn_cfg=deformable_attention,
+            ffn_cfg=ffn),
+        post_norm_cfg=None),
+    positional_encoding=dict(num_feats=embed_dims // 2, normalize=True, offset=-0.5),
+    bbox_head=dict(
+        type='DeformableDETRHead',
+        num_classes=20,
+        embed_dims=embed_dims,
+        sync_cls_avg_factor=True,
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=2.0),
+        loss_bbox=dict(type='L1Loss', loss_weight=5.0),
+        loss_iou=dict(type='GIoULoss', loss_weight=2.0)),
+    train_cfg=dict(
+        assigner=dict(
+            type='HungarianAssigner',
+            match_costs=[
+                dict(type='FocalLossCost', weight=2.0),
+                dict(type='BBoxL1Cost', weight=5.0, box_format='xywh'),
+                dict(type='IoUCost', iou_mode='giou', weight=2.0),
+            ])),
+    test_cfg=dict(max_per_img=100))

@@ -1,0 +1,40 @@
+"""LW-DETR (arXiv 2406.03459) on DeiT-tiny: the backbone is the encoder, the decoder has three layers."""
+_base_ = './deit-tiny.py'
+embed_dims = 192
+out_indices = [2, 5, 8, 11]
+
+model = dict(
+    type='LWDETR',
+    num_queries=300,
+    num_groups=13,  # in training; inference uses one
+    backbone=dict(
+        type='WindowedViT',
+        window_size=14,  # in tokens; 14x14 is the whole image in the weights' pretraining
+        global_layers=[2, 5, 8, 11],
+        out_indices=out_indices),
+    neck=dict(
+        type='LWDETRProjector',
+        in_channels=[192] * len(out_indices),
+        out_channels=embed_dims),
+    decoder=dict(
+        num_layers=3,
+        layer_cfg=dict(
+            self_attn_cfg=dict(embed_dims=embed_dims, num_heads=6),
+            cross_attn_cfg=dict(embed_dims=embed_dims, num_heads=6, num_levels=1, num_points=4, dropout=0.0),
+            ffn_cfg=dict(embed_dims=embed_dims, feedforward_channels=1024, ffn_drop=0.0))),
+    bbox_head=dict(
+        type='LWDETRHead',
+        num_classes=20,
+        embed_dims=embed_dims,
+        loss_cls=dict(type='IoUAwareBCELoss', alpha=0.25, gamma=2.0, loss_weight=1.0),
+        loss_bbox=dict(type='L1Loss', loss_weight=5.0),
+        loss_iou=dict(type='GIoULoss', loss_weight=2.0)),
+    train_cfg=dict(
+        assigner=dict(
+            type='HungarianAssigner',
+            match_costs=[
+                dict(type='FocalLossCost', weight=2.0),
+                dict(type='BBoxL1Cost', weight=5.0, box_format='xywh'),
+                dict(type='IoUCost', iou_mode='giou', weight=2.0),
+            ])),
+    test_cfg=dict(max_per_img=100))

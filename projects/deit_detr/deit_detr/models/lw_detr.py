@@ -1,0 +1,253 @@
+"""LW-DETR: a plain ViT, a light projector, a shallow deformable decoder."""
+
+import torch
+from mmcv.cnn import ConvModule
+from mmcv.ops import MultiScaleDeformableAttention
+from mmdet.models import DetectionTransformer
+from mmdet.models.layers import MLP, CSPLayer, DeformableDetrTransformerDecoderLayer, coordinate_to_encoding
+from mmdet.registry import MODELS
+from mmdet.structures import SampleList
+from mmengine.model import BaseModule, bias_init_with_prob
+from torch import Tensor, nn
+
+from deit_detr.models.attention import fuse_attention
+from deit_detr.models.deformable_attention import make_portable
+from deit_detr.models.lw_detr_head import apply_deltas
+
+
+@MODELS.register_module()
+class LWDETRProjector(BaseModule):
+    """From the maps of several ViT layers, all of one stride, to the decoder's.
+
+    The maps are concatenated, resampled to each stride, and pass a ``CSPLayer``.
+
+    Args:
+        in_channels (list[int]): Channels of each map.
+        out_channels (int): Channels of the results.
+        scales (list[float]): Size of each result in units of the input: 2 doubles the sides, 0.5 halves them.
+        num_blocks (int): Bottlenecks with a 3x3 convolution for each result.
+        norm_cfg (dict): Norm after each convolution.
+    """
+
+    def __init__(
+        self, in_channels: list[int], out_channels: int, scales: list[float] = (1,), num_blocks: int = 3,
+        norm_cfg: dict = dict(type='GN', num_groups=32), init_cfg: dict | None = None,  # noqa: B006
+    ) -> None:
+        super().__init__(init_cfg)
+        norms = dict(norm_cfg=norm_cfg, act_cfg=dict(type='SiLU'))
+        total = sum(in_channels)
+        self.stages = nn.ModuleList()
+        for scale in scales:
+            resample, width = nn.Identity(), total
+            if scale == 2:
+                resample, width = nn.ConvTranspose2d(total, total // 4, 2, stride=2), total // 4
+            elif scale == 0.5:
+                resample, width = ConvModule(total, out_channels, 3, stride=2, padding=1, **norms), out_channels
+            elif scale != 1:
+                raise ValueError(f'LWDETRProjector knows the scales 2, 1 and 0.5, not {scale}')
+            self.stages.append(nn.Sequential(resample, CSPLayer(width, out_channels, num_blocks=num_blocks, **norms)))
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """``(batch, channels, rows, columns)`` of each layer to as much of each scale."""
+        x = torch.cat(inputs, 1)
+        return tuple(stage(x) for stage in self.stages)
+
+
+class QuerySelection(nn.Module):
+    """Two-stage selection with mixed queries: boxes come from the best tokens, contents are learned.
+
+    Every group selects with weights of its own (Group DETR, arXiv 2207.13085).
+
+    Args:
+        embed_dims (int): Channels.
+        num_classes (int): Number of classes.
+        num_queries (int): Number of queries in a group.
+        num_groups (int): Number of groups.
+    """
+
+    def __init__(self, embed_dims: int, num_classes: int, num_queries: int, num_groups: int) -> None:
+        super().__init__()
+        self.num_queries = num_queries
+        self.content = nn.Parameter(torch.randn(num_groups, num_queries, embed_dims))
+        self.token = GroupLinear(num_groups, embed_dims, embed_dims)
+        self.norm = nn.LayerNorm(embed_dims, elementwise_affine=False)  # the layers behind it have weights
+        self.score = GroupLinear(num_groups, embed_dims, num_classes)
+        self.hidden = nn.ModuleList(GroupLinear(num_groups, embed_dims, embed_dims) for _ in range(2))
+        self.delta = GroupLinear(num_groups, embed_dims, 4)
+        nn.init.constant_(self.score.bias, bias_init_with_prob(0.01))
+        nn.init.zeros_(self.delta.weight)
+
+    def forward(self, memory: Tensor, anchors: Tensor, padded: Tensor | None, num_groups: int) -> tuple[Tensor, ...]:
+        """Select.
+
+        Args:
+            memory (Tensor): ``(images, tokens, channels)``.
+            anchors (Tensor): A box (cx, cy, w, h) at each token, as shares of the image, ``(images, tokens, 4)``.
+            padded (Tensor, optional): bool, ``(images, tokens)``; True for tokens that must not be selected.
+            num_groups (int): How many of the groups.
+
+        Returns:
+            tuple[Tensor, ...]: Query contents ``(images, groups, queries, channels)``, boxes ``(..., 4)`` and logits
+            ``(..., classes)``.
+        """
+        tokens = self.norm(self.token(memory[:, None].expand(-1, num_groups, -1, -1)))
+        scores = self.score(tokens)
+        best = scores.detach().amax(-1)
+        if padded is not None:
+            best = best.masked_fill(padded[:, None], -torch.inf)
+        index = best.topk(min(self.num_queries, best.shape[-1])).indices[..., None]
+
+        def take(x: Tensor) -> Tensor:
+            return x.gather(2, index.expand(-1, -1, -1, x.shape[-1]))
+
+        x = take(tokens)
+        for layer in self.hidden:
+            x = layer(x).relu()
+        boxes = apply_deltas(take(anchors[:, None].expand(-1, num_groups, -1, -1)), self.delta(x))
+        content = self.content[None, :num_groups, :index.shape[2]].expand(len(memory), -1, -1, -1)
+        return content, boxes, take(scores)
+
+
+class GroupLinear(nn.Module):
+    """A linear layer for each group: ``(images, groups, tokens, channels)`` to as many channels as asked for."""
+
+    def __init__(self, num_groups: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_groups, in_channels, out_channels))
+        self.bias = nn.Parameter(torch.zeros(num_groups, 1, out_channels))
+        for weight in self.weight:
+            nn.init.xavier_uniform_(weight)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return x @ self.weight[:x.shape[1]] + self.bias[:x.shape[1]]
+
+
+class GroupDecoderLayer(DeformableDetrTransformerDecoderLayer):
+    """mmdet's deformable decoder layer; queries attend to those of their own group only."""
+
+    def forward(self, query: Tensor, query_pos: Tensor, **cross_attn) -> Tensor:
+        """``(images, groups, queries, channels)`` in and out; ``cross_attn``: what the deformable attention needs."""
+        shape = query.shape
+        query = self.self_attn(query.flatten(0, 1), query_pos=query_pos.flatten(0, 1))
+        query = self.norms[0](query).view(shape).flatten(1, 2)
+        query = self.norms[1](self.cross_attn(query, query_pos=query_pos.flatten(1, 2), **cross_attn))
+        return self.norms[2](self.ffn(query)).view(shape)
+
+
+class LWDETRDecoder(nn.Module):
+    """Decoder whose boxes are refined layer by layer, with positions from the boxes as in DAB-DETR.
+
+    Args:
+        num_layers (int): Number of layers.
+        layer_cfg (dict): As for mmdet's ``DeformableDetrTransformerDecoderLayer``.
+    """
+
+    def __init__(self, num_layers: int, layer_cfg: dict) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(GroupDecoderLayer(**layer_cfg) for _ in range(num_layers))
+        self.embed_dims = self.layers[0].embed_dims
+        self.ref_point_head = MLP(2 * self.embed_dims, self.embed_dims, self.embed_dims, 2)
+
+    def forward(
+        self, query: Tensor, boxes: Tensor, refine, valid_ratios: Tensor, **cross_attn,
+    ) -> tuple[Tensor, Tensor]:
+        """Run all layers.
+
+        Args:
+            query (Tensor): ``(images, groups, queries, channels)``.
+            boxes (Tensor): (cx, cy, w, h) as shares of the image, ``(images, groups, queries, 4)``.
+            refine (Callable): Gives the next boxes from a layer's states and its boxes.
+            valid_ratios (Tensor): The image's share of the padded input (w, h, w, h), ``(images, 4)``.
+            **cross_attn: What the deformable attention needs besides queries and boxes.
+
+        Returns:
+            tuple[Tensor, Tensor]: States and boxes of all layers, ``(layers, images, groups, queries, ...)``.
+        """
+        all_states, all_boxes = [], []
+        for layer in self.layers:
+            boxes = boxes.detach()
+            pos = self.ref_point_head(coordinate_to_encoding(boxes.flatten(1, 2), self.embed_dims // 2))
+            points = (boxes.flatten(1, 2) * valid_ratios[:, None])[:, :, None]
+            query = layer(query, pos.view_as(query), reference_points=points, **cross_attn)
+            boxes = refine(query, boxes)
+            all_states.append(query)
+            all_boxes.append(boxes)
+        return torch.stack(all_states), torch.stack(all_boxes)
+
+
+@MODELS.register_module()
+class LWDETR(DetectionTransformer):
+    """LW-DETR (arXiv 2406.03459) in mmdet's parts: the backbone is the encoder.
+
+    Args:
+        num_groups (int): Groups of ``num_queries`` queries in training (Group DETR, arXiv 2207.13085); inference uses
+            the first.
+        anchor_size (float): Sides of the boxes from which the proposals start, as a share of the image.
+        *args: As for ``DetectionTransformer``.
+        **kwargs: As for ``DetectionTransformer``.
+    """
+
+    def __init__(self, *args, num_groups: int = 13, anchor_size: float = 0.05, **kwargs) -> None:
+        self.num_groups = num_groups
+        self.anchor_size = anchor_size
+        super().__init__(*args, **kwargs)
+
+    def _init_layers(self) -> None:
+        self.decoder = LWDETRDecoder(**self.decoder)
+        self.query_selection = QuerySelection(
+            self.decoder.embed_dims, self.bbox_head.num_classes, self.num_queries, self.num_groups)
+        fuse_attention(self.decoder)
+        make_portable(self.decoder)
+
+    def init_weights(self) -> None:
+        """As mmdet's deformable detectors."""
+        super().init_weights()
+        for param in self.decoder.parameters():
+            if param.dim() > 1:
+                nn.init.xavier_uniform_(param)
+        for module in self.decoder.modules():
+            if isinstance(module, MultiScaleDeformableAttention):
+                module.init_weights()
+
+    def pre_transformer(self, img_feats: tuple[Tensor, ...], batch_data_samples: SampleList) -> tuple[dict, dict]:
+        """Flatten the maps; find out which tokens are padding."""
+        memory = torch.cat([feat.flatten(2).transpose(1, 2) for feat in img_feats], 1)
+        height, width = batch_data_samples[0].batch_input_shape
+        shapes = [sample.img_shape for sample in batch_data_samples]
+        ratios = memory.new_tensor([(w / width, h / height) for h, w in shapes])
+        anchors = torch.cat([
+            _anchors(feat.shape[-2:], self.anchor_size, memory.device) for feat in img_feats])
+        centres = anchors[:, :2] / ratios[:, None]
+        anchors = torch.cat([centres, anchors[:, 2:].expand_as(centres)], -1)
+        padded = (centres > 1).any(-1) if any(tuple(shape) != (height, width) for shape in shapes) else None
+        spatial_shapes = torch.tensor([feat.shape[-2:] for feat in img_feats], device=memory.device)
+        level_start_index = torch.cat([spatial_shapes.new_zeros(1), spatial_shapes.prod(1).cumsum(0)[:-1]])
+        return dict(memory=memory, anchors=anchors, padded=padded), dict(
+            value=memory, key_padding_mask=padded, valid_ratios=ratios.repeat(1, 2), spatial_shapes=spatial_shapes,
+            level_start_index=level_start_index)
+
+    def forward_encoder(self, **inputs) -> dict:
+        """There is none: the backbone has seen everything."""
+        return inputs
+
+    def pre_decoder(self, memory: Tensor, anchors: Tensor, padded: Tensor | None) -> tuple[dict, dict]:
+        """Select the queries."""
+        num_groups = self.num_groups if self.training else 1
+        query, boxes, scores = self.query_selection(memory, anchors, padded, num_groups)
+        head_inputs = dict(proposal_scores=scores, proposal_boxes=boxes) if self.training else {}
+        return dict(query=query, boxes=boxes), head_inputs
+
+    def forward_decoder(self, **inputs) -> dict:
+        """Decode."""
+        hidden_states, boxes = self.decoder(refine=self.bbox_head.refine, **inputs)
+        return dict(hidden_states=hidden_states, boxes=boxes)
+
+
+def _anchors(size: tuple[int, int], side: float, device: torch.device) -> Tensor:
+    """Boxes (cx, cy, w, h) around the tokens of a map, as shares of the input, ``(tokens, 4)``."""
+    rows, columns = size
+    y, x = torch.meshgrid(
+        (torch.arange(rows, device=device) + 0.5) / rows, (torch.arange(columns, device=device) + 0.5) / columns,
+        indexing='ij')
+    sides = torch.full_like(x, side)
+    return torch.stack([x, y, sides, sides], -1).flatten(0, 1)

@@ -1,0 +1,91 @@
+"""Maps of several strides from a plain vision transformer."""
+
+import math
+
+import torch
+from mmcv.cnn import ConvModule, build_norm_layer
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+NORM = dict(type='mmpretrain.LN2d')  # over the channels of each place: no statistics that padding would be part of
+
+
+@MODELS.register_module()
+class SimpleFPN(BaseModule):
+    """The simple feature pyramid of ViTDet (arXiv 2203.16527).
+
+    Every level is made from the same map. A finer one by transposed convolutions, each of which doubles the sides and
+    halves the channels, with a norm and a GELU between two; a coarser one by max pooling, where an odd last row or
+    column is pooled alone instead of left out. A 1x1 and a 3x3 convolution, each with a norm, end every level.
+
+    ViTDet needs the last map only. To use several layers of the backbone, name them in ``out_indices``, as a list (a
+    tuple with a negative index fails), and give ``in_channels`` as often::
+
+        backbone=dict(type='mmpretrain.VisionTransformer', out_indices=[2, 5, 8, 11], ...),
+        neck=dict(type='SimpleFPN', in_channels=[192] * 4, ...)
+
+    Their maps are normalized, since the backbone's final norm is on the last layer only, and concatenated.
+
+    Args:
+        in_channels (list[int]): Channels of each map of the backbone.
+        out_channels (int): Channels of every level.
+        strides (list[int]): Strides of the levels, in pixels: ``in_stride`` times or divided by a power of 2.
+        in_stride (int): Stride of the backbone's maps, in pixels: the side of its patches.
+        norm_cfg (dict): Norm layer; over channels as in ViTDet, or e.g. ``dict(type='GN', num_groups=32)``.
+        init_cfg (dict, optional): As for ``BaseModule``.
+
+    Raises:
+        ValueError: If a stride is not ``in_stride`` times or divided by a power of 2.
+    """
+
+    def __init__(
+        self,
+        in_channels: list[int],
+        out_channels: int = 256,
+        strides: list[int] = (8, 16, 32),
+        in_stride: int = 16,
+        norm_cfg: dict = NORM,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        several = len(in_channels) > 1
+        self.norms = nn.ModuleList(
+            build_norm_layer(norm_cfg, channels)[1] if several else nn.Identity() for channels in in_channels)
+        self.levels = nn.ModuleList()
+        for stride in strides:
+            layers, channels = _resample(sum(in_channels), in_stride, stride, norm_cfg)
+            self.levels.append(nn.Sequential(
+                *layers,
+                ConvModule(channels, out_channels, 1, norm_cfg=norm_cfg, act_cfg=None),
+                ConvModule(out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=None)))
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Make the levels.
+
+        Args:
+            inputs (tuple[Tensor, ...]): Maps of the backbone, all of one size, each ``(batch, in_channels[i], rows,
+                columns)``.
+
+        Returns:
+            tuple[Tensor, ...]: For each stride ``(batch, out_channels, rows * in_stride / stride, columns * in_stride
+            / stride)``, rounded up.
+        """
+        x = torch.cat([norm(x) for norm, x in zip(self.norms, inputs, strict=True)], 1)
+        return tuple(level(x) for level in self.levels)
+
+
+def _resample(channels: int, in_stride: int, stride: int, norm_cfg: dict) -> tuple[list[nn.Module], int]:
+    """Layers that bring a map from one stride to another, and the channels behind them."""
+    doublings = math.log2(in_stride / stride)
+    if doublings != round(doublings):
+        raise ValueError(f'SimpleFPN makes strides of {in_stride} times or divided by a power of 2, not {stride}')
+    if doublings < 0:
+        return [nn.MaxPool2d(stride // in_stride, ceil_mode=True)], channels
+    layers = []
+    for index in range(round(doublings)):
+        if index > 0:
+            layers += [build_norm_layer(norm_cfg, channels)[1], nn.GELU()]
+        layers.append(nn.ConvTranspose2d(channels, channels // 2, 2, stride=2))
+        channels //= 2
+    return layers, channels

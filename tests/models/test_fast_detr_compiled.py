@@ -1,0 +1,118 @@
+"""What the recipe for many images a step adds: compiled modules, and one of a few sizes for each batch."""
+
+import copy
+
+import pytest
+import torch
+from mmdet.registry import DATASETS, MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from test_fast_detr import BATCHES, CONFIGS, assert_equal_training, build, images, losses_and_gradients
+from torch._dynamo.utils import counters
+
+RECIPE = CONFIGS / 'detr-fast_deit-tiny_1xb16-150e_scannet.py'
+
+
+@pytest.fixture
+def compiled():
+    """All that torch.compile does but generate code, which needs a minute; an error unless a module is one graph."""
+    torch.compiler.reset()
+    counters.clear()
+    yield build('detr-fast', {
+        'model.compile': dict(backend='aot_eager_decomp_partition', dynamic=False, fullgraph=True)})
+    torch.compiler.reset()
+
+
+def test_compiled_model_computes_the_same(compiled):
+    fast = build('detr-fast')
+    assert list(compiled.state_dict()) == list(fast.state_dict())
+    for name in ('unpadded', 'padded'):
+        assert_equal_training(fast, compiled, BATCHES[name])
+    assert counters['stats']['unique_graphs'] == 5  # encoder and decoder another one with a mask
+
+
+def test_one_graph_for_each_module_and_size(compiled):
+    sizes = [(64, 96), (64, 80), (80, 96)]
+    for height, width in sizes + sizes:
+        losses_and_gradients(compiled, images((height, width, 3), (height, width, 0)))
+    assert counters['stats']['unique_graphs'] == 3 * len(sizes)
+
+
+def preprocessor(scales: list[float]) -> torch.nn.Module:
+    init_default_scope('mmdet')
+    return MODELS.build(dict(
+        type='DetDataPreprocessor', mean=[0.0], std=[1.0],
+        batch_augments=[dict(type='BatchRandomResize', scales=scales)]))
+
+
+def drawn_batch(*sizes: tuple[int, int]) -> dict:
+    """Images of these heights and widths, black but for one white box in each."""
+    items = []
+    for (height, width), box in zip(sizes, ([96, 32, 160, 128], [8, 16, 72, 64], [32, 80, 88, 176]), strict=True):
+        left, top, right, bottom = box
+        image = torch.zeros(3, height, width, dtype=torch.uint8)
+        image[:, top:bottom, left:right] = 255
+        items.append(dict(inputs=image, data_samples=DetDataSample(
+            metainfo=dict(img_shape=(height, width)),
+            gt_instances=InstanceData(bboxes=torch.tensor([box], dtype=torch.float32), labels=torch.tensor([3])))))
+    return pseudo_collate(items)
+
+
+EQUAL = (192, 256), (192, 256), (192, 256)
+PADDED = (192, 208), (160, 256), (180, 200)  # to 192 x 256
+
+
+def extent(image: torch.Tensor) -> torch.Tensor:
+    """The box around what is brighter than half."""
+    bright = image[0] > 127.5
+    rows, columns = bright.any(1).nonzero(), bright.any(0).nonzero()
+    return torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=torch.float32)
+
+
+@pytest.mark.parametrize('scale', [0.5, 0.6, 1.0, 1.3])
+@pytest.mark.parametrize('sizes', [EQUAL, PADDED], ids=['equal', 'padded'])
+def test_boxes_stay_on_what_they_are_drawn_around(sizes, scale):
+    data = drawn_batch(*sizes)
+    before = copy.deepcopy(data['data_samples'])
+    out = preprocessor([scale])(data, training=True)
+
+    size = tuple(out['inputs'].shape[-2:])
+    assert all(side % 16 == 0 for side in size) and size == pytest.approx((192 * scale, 256 * scale), abs=8)
+    for image, sample, old in zip(out['inputs'], out['data_samples'], sizes, strict=True):
+        assert (sample.gt_instances.bboxes[0] - extent(image)).abs().max() <= 1
+        assert sample.batch_input_shape == size
+        assert sample.img_shape == pytest.approx((old[0] * size[0] / 192, old[1] * size[1] / 256), abs=0.5)
+    for sample, old in zip(data['data_samples'], before, strict=True):
+        assert torch.equal(sample.gt_instances.bboxes, old.gt_instances.bboxes), "the data loader's have changed"
+
+
+def test_batch_without_boxes_and_in_validation():
+    data = drawn_batch(*EQUAL)
+    for sample in data['data_samples']:
+        sample.gt_instances = sample.gt_instances[:0]
+    module = preprocessor([0.5])
+    assert module(data, training=True)['inputs'].shape[-2:] == (96, 128)
+    assert module(data, training=False)['inputs'].shape[-2:] == (192, 256)
+
+
+def test_every_process_draws_the_same_sizes():
+    one, other = (
+        [module(drawn_batch(*EQUAL), training=True)['inputs'].shape for _ in range(20)]
+        for module in (preprocessor([0.5, 0.75, 1.0]), preprocessor([0.5, 0.75, 1.0])))
+    assert one == other and len(set(one)) == 3
+
+
+def test_recipe_pads_nothing_and_has_five_sizes(data_roots):
+    cfg = Config.fromfile(RECIPE)
+    init_default_scope(cfg.default_scope)
+    dataset = DATASETS.build(copy.deepcopy(cfg.train_dataloader.dataset))
+    module = MODELS.build(copy.deepcopy(cfg.model.data_preprocessor))
+    sizes = set()
+    for index in range(24):
+        sample, = module(pseudo_collate([dataset[index % len(dataset)]]), training=True)['data_samples']
+        assert sample.img_shape == sample.batch_input_shape  # so that DETR makes no mask
+        sizes.add(sample.img_shape)
+    assert sizes == {(480, 640), (560, 752), (640, 864), (720, 960), (800, 1072)}

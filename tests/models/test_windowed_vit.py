@@ -1,0 +1,156 @@
+"""The windowed ViT is the plain one with some layers kept inside windows; nothing else differs."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmdet.registry import MODELS
+from mmengine.registry import init_default_scope
+
+from deit_detr.checkpoints.pretrained import count_loaded_tensors, read_pretrained
+from deit_detr.models.windowed_vit import Windows
+
+ARCH = dict(embed_dims=24, num_layers=4, num_heads=3, feedforward_channels=48)
+SIZES = [(64, 96), (80, 112), (75, 110), (16, 16), (16, 208)]  # in pixels; stride 16, windows of at most 3x4 tokens
+
+
+def build(type: str, **options) -> torch.nn.Module:  # noqa: A002
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    cfg = dict(arch=ARCH, img_size=64, patch_size=16, with_cls_token=False, out_type='featmap') | options
+    model = MODELS.build(dict(cfg, type=type))
+    model.init_weights()
+    with torch.no_grad():
+        for param in model.parameters():  # also what starts as ones and zeros
+            param.add_(torch.randn_like(param), alpha=0.1)
+    model.eval()  # mmpretrain's returns nothing
+    return model
+
+
+def plain(**options):
+    return build('mmpretrain.VisionTransformer', **options)
+
+
+def windowed(global_layers, window_size=(3, 4), **options):
+    return build('WindowedViT', global_layers=global_layers, window_size=window_size, **options)
+
+
+def images(height: int, width: int) -> torch.Tensor:
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def test_weights_are_those_of_the_plain_one():
+    a, b = plain(), windowed([1, 3])
+    assert list(a.state_dict()) == list(b.state_dict())
+    b.load_state_dict(a.state_dict(), strict=True)
+    a.load_state_dict(b.state_dict(), strict=True)
+
+
+def test_pretrained_weights_arrive(deit_checkpoint):
+    model = MODELS.build(dict(
+        type='WindowedViT', arch='deit-tiny', img_size=224, window_size=14, global_layers=[2, 5, 8, 11],
+        init_cfg=dict(type='Pretrained', checkpoint=str(deit_checkpoint), prefix='backbone.')))
+    model.init_weights()
+    equal, total = count_loaded_tensors(model, read_pretrained(str(deit_checkpoint)), 'backbone.')
+    assert equal >= 0.99 * total and total == len(model.state_dict())
+
+
+@pytest.mark.parametrize('size', SIZES, ids=str)
+@pytest.mark.parametrize('options', [
+    dict(global_layers=[0, 1, 2, -1]), dict(global_layers=[], window_size=99), dict(global_layers=[1], window_size=13),
+], ids=['all layers global', 'one window', 'one window and a global layer'])
+def test_equals_the_plain_one(options, size):
+    """Outputs and gradients, however the tokens are ordered and padded."""
+    a, b = plain(), windowed(**options)
+    x = images(*size)
+    maps = [model(x)[-1] for model in (a, b)]
+    assert maps[0].shape == (2, 24, -(-size[0] // 16), -(-size[1] // 16))
+    torch.testing.assert_close(maps[1], maps[0], rtol=0, atol=1e-5)
+    weights = torch.randn(maps[0].shape, generator=torch.Generator().manual_seed(2))
+    gradients = [
+        torch.autograd.grad((m * weights).sum(), list(model.parameters()))
+        for m, model in zip(maps, (a, b), strict=True)]
+    for of_a, of_b in zip(*gradients, strict=True):
+        torch.testing.assert_close(of_b, of_a, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('size', SIZES, ids=str)
+def test_window_layers_are_the_plain_layers_on_each_window(size):
+    """Against loops over windows, cut from the map as it is: no window has padding here."""
+    model, reference = windowed([1, 3]), plain()
+    tokens, (rows, columns) = reference.patch_embed(images(*size))
+    tokens = tokens + reference.resize_pos_embed(reference.pos_embed, (4, 4), (rows, columns), 'bicubic', 0)
+    windows = Windows((rows, columns), (3, 4), tokens.device)
+    x = tokens.unflatten(1, (rows, columns))
+    for index, layer in enumerate(reference.layers):
+        x = x.clone()
+        height, width = (rows, columns) if index in (1, 3) else windows.side
+        for top in range(0, rows, height):
+            for left in range(0, columns, width):
+                window = x[:, top:top + height, left:left + width].clone()
+                x[:, top:top + height, left:left + width] = layer(window.flatten(1, 2)).view_as(window)
+    expected = reference.ln1(x).permute(0, 3, 1, 2)
+    torch.testing.assert_close(model(images(*size))[0], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('global_layers', [[], [2]])
+def test_windows_do_not_see_each_other(global_layers):
+    """6x8 tokens, windows of 3x4: the lower right one is changed."""
+    model = windowed(global_layers)
+    x = images(96, 128)
+    changed = x.clone()
+    changed[:, :, 48:, 64:] += 1
+    touched = (model(changed)[0] - model(x)[0]).abs().amax((0, 1)) > 0
+    if global_layers:
+        assert touched.all()
+    else:
+        assert touched[3:, 4:].all() and touched.sum() == 12
+
+
+def test_maps_of_several_layers_pass_the_final_norm():
+    a = plain(out_indices=[0, 1, 3])
+    b = windowed([0, 1, 2, 3], out_indices=[0, 1, 3])
+    of_a, of_b = a(images(80, 112)), b(images(80, 112))
+    assert len(of_b) == 3
+    for index in range(3):
+        expected = of_a[index] if index == 2 else a.ln1(of_a[index].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        torch.testing.assert_close(of_b[index], expected, rtol=0, atol=1e-5)
+
+
+def test_drop_path_drops_in_training_only():
+    model = windowed([1, 3], drop_path_rate=0.9)
+    x = images(80, 112)
+    still = model(x)[0]
+    assert torch.equal(model(x)[0], still)
+    model.train()
+    assert not torch.allclose(model(x)[0], still)
+
+
+def test_class_token_is_refused():
+    for options in (dict(with_cls_token=True), dict(with_cls_token=True, out_type='cls_token'), dict(final_norm=False)):
+        with pytest.raises(ValueError, match='with_cls_token=False'):
+            windowed([1], **copy.deepcopy(options))
+
+
+@given(rows=st.integers(1, 20), columns=st.integers(1, 20), most=st.tuples(st.integers(1, 9), st.integers(1, 9)))
+@settings(deadline=None)
+def test_windows_cut_and_join(rows, columns, most):
+    windows = Windows((rows, columns), most, torch.device('cpu'))
+    x = torch.arange(2 * rows * columns).view(2, rows, columns, 1)
+    parts = windows.split(x)
+    number, side = windows.number[0] * windows.number[1], windows.side[0] * windows.side[1]
+    assert parts.shape == (2, number, side, 1)
+    assert windows.side[0] <= most[0] and windows.side[1] <= most[1]
+    assert number * side < (rows + windows.number[0]) * (columns + windows.number[1])
+    assert torch.equal(windows.join(parts), x)
+
+    local, everywhere = windows.takes_part_local(2), windows.takes_part_global
+    if number * side == rows * columns:
+        assert local is None and everywhere is None
+    else:
+        assert everywhere.sum() == rows * columns
+        assert local.flatten(1).any(1).all(), 'a window of padding alone would be NaN'
+        ones = torch.ones(2, rows, columns, 1, dtype=torch.bool)
+        assert torch.equal(local.view(2, number, side, 1), windows.split(ones))
