@@ -9,7 +9,7 @@ case ${1:-} in -h | --help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 [ -z "${DEIT_CHECKPOINT:-}" ] || DEIT_CHECKPOINT=$(realpath "$DEIT_CHECKPOINT")
 cd "$(dirname "$0")/.."
 
-name=dino_deit-tiny_1xb4-8e_mini-scannet
+name=lw-detr_deit-tiny_1xb4-16e_mini-scannet
 config=projects/deit_detr/configs/$name.py
 work_dir=work_dirs/$name
 data=data/mini-scannet
@@ -38,7 +38,7 @@ then
     weights='DeiT-tiny pretrained on ImageNet, downloaded'
 else
     weights='none: the pretrained checkpoint cannot be reached, training from scratch (set DEIT_CHECKPOINT to a file to change that)'
-    options=(--cfg-options model.backbone.init_cfg=None)
+    options=(--cfg-options model.backbone.init_cfg=None optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult=1.0)
 fi
 say "4/6 Training, about 10 minutes on 2 cores. Pretrained weights: $weights"
 python tools/train.py $config --resume "${options[@]}"

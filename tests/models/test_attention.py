@@ -1,21 +1,54 @@
-"""Attention with dropout in blocks of queries, against the whole matrix."""
+"""Fused attention against mmcv's; with dropout, in blocks of queries, against the whole matrix."""
 
 import pytest
 import torch
+from mmcv.cnn.bricks.transformer import MultiheadAttention
 
-from deit_detr.models.attention import attention_with_dropout, draw_kept
+from deit_detr.models.attention import FusedAttention, attention_with_dropout, draw_kept
+
+#: 20 queries and keys: two groups of denoising queries do not see each other, the other queries see neither.
+GROUPS = torch.zeros(20, 20, dtype=torch.bool)
+GROUPS[6:, :6] = GROUPS[:3, 3:6] = GROUPS[3:6, :3] = True
 
 
-@pytest.mark.parametrize('padded', [False, True])
+@pytest.mark.parametrize('padded', [False, True], ids=['unpadded', 'padded'])
+@pytest.mark.parametrize('attn_mask', [None, GROUPS], ids=['all', 'groups'])
+def test_masks_are_those_of_mmcv(attn_mask, padded):
+    torch.manual_seed(0)
+    plain = MultiheadAttention(24, 3, batch_first=True)
+    fused = FusedAttention(plain)
+    query, pos = torch.randn(2, 20, 24, requires_grad=True), torch.randn(2, 20, 24)
+    padding = torch.zeros(2, 20, dtype=torch.bool)
+    padding[1, 15:] = True
+    results = []
+    for module in (plain, fused):
+        out = module(
+            query, query_pos=pos, attn_mask=attn_mask, key_padding_mask=padding if padded else None,
+            reference_points=None)
+        results.append([out, *torch.autograd.grad(out.sin().sum(), [query, *plain.parameters()])])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_other_masks_are_refused():
+    fused = FusedAttention(MultiheadAttention(24, 3, batch_first=True))
+    for mask in (torch.zeros(20, 20), torch.zeros(6, 20, 20, dtype=torch.bool)):
+        with pytest.raises(ValueError, match='boolean attn_mask'):
+            fused(torch.randn(2, 20, 24), attn_mask=mask)
+
+
+@pytest.mark.parametrize('masked', ['nothing', 'padding', 'groups'])
 @pytest.mark.parametrize('block', [7, 20, 256])
-def test_blocks_are_the_whole_matrix(block, padded):
+def test_blocks_are_the_whole_matrix(block, masked):
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(2, 3, 20, 8, generator=generator, requires_grad=True) for _ in range(3)]
     takes_part = torch.ones(2, 1, 1, 20, dtype=torch.bool)
-    takes_part[1, ..., 15:] = not padded
+    takes_part[1, ..., 15:] = masked == 'nothing'
+    if masked == 'groups':
+        takes_part = takes_part & ~GROUPS
 
     torch.manual_seed(5)
-    out = attention_with_dropout(*inputs, takes_part if padded else None, dropout=0.3, block=block)
+    out = attention_with_dropout(*inputs, None if masked == 'nothing' else takes_part, dropout=0.3, block=block)
     torch.manual_seed(5)
     kept = draw_kept((2, 3, 20, 20), 0.3)
     q, k, v = inputs

@@ -1,4 +1,4 @@
-"""DINO with a simple pyramid: as :file:`dino_deit-tiny.py`, with a finer level, where small things are found."""
+"""DINO with a simple pyramid (arXiv 2203.16527): as dino_deit-tiny.py, with a finer level for small things."""
 _base_ = './dino_deit-tiny.py'
 strides = [8, 16, 32]
 

@@ -5,7 +5,7 @@ out_indices = [2, 5, 8, 11]
 
 model = dict(
     type='LWDETR',
-    num_queries=300,
+    num_queries=100,
     num_groups=13,  # in training; inference uses one
     backbone=dict(
         type='WindowedViT',
@@ -21,7 +21,11 @@ model = dict(
         layer_cfg=dict(
             self_attn_cfg=dict(embed_dims=embed_dims, num_heads=6),
             cross_attn_cfg=dict(embed_dims=embed_dims, num_heads=6, num_levels=1, num_points=4, dropout=0.0),
-            ffn_cfg=dict(embed_dims=embed_dims, feedforward_channels=1024, ffn_drop=0.0))),
+            ffn_cfg=dict(
+                embed_dims=embed_dims,
+                feedforward_channels=1024,
+                ffn_drop=0.0,
+                act_cfg=dict(type='ReLU')))),  # mmdet's, in place, copies the hidden layer three times
     bbox_head=dict(
         type='LWDETRHead',
         num_classes=20,

@@ -10,10 +10,14 @@ __version__ = '0.1.0'
 
 if os.environ.get('DEIT_DETR_REGISTER', '1') != '0':
     from deit_detr.checkpoints.safe_loading import allow_mmengine_checkpoints
+    from deit_detr.datasets.checked_coco import CheckedCocoDataset as CheckedCocoDataset
+    from deit_detr.datasets.scannet import ScanNet18Dataset as ScanNet18Dataset
     from deit_detr.datasets.scannet import ScanNetDataset as ScanNetDataset
+    from deit_detr.engine.class_check import ClassCheckHook as ClassCheckHook
     from deit_detr.engine.hooks import PretrainedCheckHook as PretrainedCheckHook
     from deit_detr.engine.hooks import SceneVisualizationHook as SceneVisualizationHook
     from deit_detr.engine.optim import GroupedOptimWrapperConstructor as GroupedOptimWrapperConstructor
+    from deit_detr.evaluation import Pri3DMetric as Pri3DMetric
     from deit_detr.inference import load as load
     from deit_detr.models.fast_detectors import FastConditionalDETR as FastConditionalDETR
     from deit_detr.models.fast_detectors import FastDABDETR as FastDABDETR

@@ -317,6 +317,7 @@ def forward_flops(variant: Variant) -> float:
     where it is fused. Not counted: normalization, activations, the sampling of deformable attention.
     """
     model = build_model(load_model_config(variant), dropout=False).eval()
+    model.requires_grad_(False)  # the counter takes a view of a parameter for the start of a backward pass
     data = model.data_preprocessor(make_batch(1, variant.size, 1))
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(**data, mode='tensor')

@@ -1,7 +1,9 @@
 """A trained detector in five lines: load it, call it on images, draw what it found."""
 
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -13,6 +15,7 @@ from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
+from mmengine.logging import MMLogger
 from PIL import Image, ImageOps
 from torch import nn
 
@@ -101,8 +104,7 @@ class Detector(DetInferencer):
         """
         many = isinstance(images, (list, tuple))
         images = list(images) if many else [images]
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', message='torch.meshgrid')  # mmdet, once a process
+        with _quiet():
             samples = super().__call__(images, batch_size, return_datasamples=True)['predictions']
         results = []
         for image, sample in zip(images, samples, strict=True):
@@ -159,7 +161,11 @@ class Detector(DetInferencer):
         if isinstance(image, Image.Image):
             if image.mode.startswith(('I', 'F')):
                 raise UserError(f'a PIL image of mode {image.mode}: convert it to 8 bits a channel first')
-            return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(image).convert('RGB'))[..., ::-1])
+            try:
+                image = ImageOps.exif_transpose(image).convert('RGB')
+            except OSError as error:  # files are decoded when they are needed
+                raise UserError(f'a PIL image cannot be decoded ({error})') from None
+            return np.ascontiguousarray(np.asarray(image)[..., ::-1])
         if not isinstance(image, np.ndarray):
             raise UserError(f'an image is a path, a NumPy array or a PIL image, not a {type(image).__name__}')
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,), (4,)) \
@@ -208,6 +214,20 @@ class Detector(DetInferencer):
             raise UserError(f'device {device}: {error}') from None
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a warning that mmdet causes once a process, and without log lines, which are for training runs."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='torch.meshgrid')
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 class _Visualizer(DetLocalVisualizer):
     """mmdet's with one size for all labels; its own are illegible at small boxes and cover much at large ones."""
 
@@ -246,8 +266,9 @@ def _dataset_meta(model: nn.Module, cfg: Config, checkpoint: dict, path: str) ->
         raise UserError(
             f'{path}: was trained on the classes {list(trained_on)}, while test_dataloader.dataset of the config has '
             f'{list(meta["classes"])}. Set its metainfo.classes to the former')
-    if len(meta['classes']) != model.bbox_head.num_classes:
+    num_classes = model.bbox_head.num_classes
+    if len(meta['classes']) != num_classes:
         raise UserError(
             f'{cfg.filename}: test_dataloader.dataset has {len(meta["classes"])} classes, while '
-            f'model.bbox_head.num_classes is {model.bbox_head.num_classes}')
+            f'model.bbox_head.num_classes is {num_classes}')
     return meta

@@ -4,8 +4,8 @@ Every run is a process of its own, ``tools/train.py`` on a config written for it
 the recipe with its train loop replaced by :class:`deit_detr.engine.budget.BudgetTrainLoop`, which says what the clock
 counts and how the recipe's schedule is fitted to it.
 
-Files of a run, in ``DIR/runs/RECIPE/seedN/``: ``config.py``, ``log.txt``, ``clock.json`` (from the loop), ``cost.json``
-(from :func:`deit_detr.benchmark.recipe_cost`) and the last checkpoint.
+The config of a run is ``DIR/runs/RECIPE/seedN.py``. Beside what mmengine writes, the folder ``seedN/`` has ``log.txt``,
+``clock.json`` (from the loop) and ``cost.json`` (from :func:`deit_detr.benchmark.recipe_cost`).
 """
 
 import json
@@ -54,17 +54,28 @@ class Run:
         """The name that its seeds share, a row of the table."""
         return Path(self.config).stem + ('' if self.minutes else ' (full)')
 
+    @property
+    def config_file(self) -> Path:
+        """What it trains: beside its work folder, into which mmengine writes a file of that name, and not the same."""
+        return self.folder.with_suffix('.py')
+
     def clock(self) -> dict:
         """What the loop has written so far."""
         path = self.folder / 'clock.json'
         return json.loads(path.read_text()) if path.exists() else dict(finished=False, evaluations=[])
 
     def cost(self) -> dict:
-        """Parameters, GFLOPs, latency and memory of the model, measured once."""
+        """Parameters, GFLOPs, latency and memory of the model, measured once.
+
+        Raises:
+            UserError: If it cannot be measured, whatever the reason: the others go on.
+        """
         path = self.folder / 'cost.json'
         if not path.exists():
-            config = str(self.folder / 'config.py')
-            write_json(path, recipe_cost(config, data_size(config)))
+            try:
+                write_json(path, recipe_cost(str(self.config_file), data_size(str(self.config_file))))
+            except Exception as error:
+                raise UserError(f'{self.config_file}: the model cannot be measured: {error}') from error
         return json.loads(path.read_text())
 
 
@@ -155,9 +166,9 @@ def train(run: Run, config: str, train_script: str | Path, on_evaluation: Callab
     Raises:
         UserError: If the training fails, or the folder holds a finished run of other settings.
     """
-    config_file, log = run.folder / 'config.py', run.folder / 'log.txt'
+    log = run.folder / 'log.txt'
     if run.clock()['finished']:
-        if config_file.read_text() != config:
+        if run.config_file.read_text() != config:
             raise UserError(
                 f'{run.folder}: finished with other settings than these: remove that folder, or choose another --out')
         for evaluation in run.clock()['evaluations']:
@@ -165,11 +176,11 @@ def train(run: Run, config: str, train_script: str | Path, on_evaluation: Callab
         return
     shutil.rmtree(run.folder, ignore_errors=True)
     run.folder.mkdir(parents=True)
-    config_file.write_text(config)
+    run.config_file.write_text(config)
     run.cost()  # a model that cannot be measured should fail before it trains
     with open(log, 'w') as log_file:
         process = subprocess.Popen(
-            [sys.executable, train_script, config_file, '--work-dir', run.folder],
+            [sys.executable, train_script, run.config_file, '--work-dir', run.folder],
             stdout=log_file, stderr=subprocess.STDOUT)
         try:
             seen, ended = 0, False
@@ -268,9 +279,9 @@ def reached(entry: dict, target: float) -> dict | None:
 
 
 def mean_and_range(values: list[float], form: str) -> str:
-    """Text: the mean, and with several values lowest and highest."""
-    text = f'{statistics.mean(values):{form}}'
-    return text if len(values) == 1 else f'{text} ({min(values):{form}} .. {max(values):{form}})'
+    """Text: the mean, and the lowest and highest value where they read differently."""
+    low, mean, high = (f'{value:{form}}' for value in (min(values), statistics.mean(values), max(values)))
+    return mean if low == high else f'{mean} ({low} .. {high})'
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -355,9 +366,11 @@ def plot(results: dict, out_dir: str | Path) -> None:
     from matplotlib.figure import Figure  # needs no window system, unlike pyplot
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = Figure(figsize=(10, 4.8), layout='constrained')
+    figure = Figure(figsize=(10, 5.2), layout='constrained')
     by_time, by_epoch = figure.subplots(1, 2, sharey=True)
-    for index, entry in enumerate(results['contestants']):
+    recipes = list(dict.fromkeys(entry['config'] for entry in results['contestants']))
+    for entry in results['contestants']:
+        index = recipes.index(entry['config'])  # a full run looks like its recipe's others, but dashed
         by_number = [{item['number']: item for item in run['evaluations']} for run in entry['runs']]
         points = [[items[number] for items in by_number] for number in sorted(set.intersection(*map(set, by_number)))]
         ap = [[item['AP'] for item in point] for point in points]

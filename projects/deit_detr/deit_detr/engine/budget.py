@@ -70,8 +70,9 @@ class BudgetTrainLoop(EpochBasedTrainLoop):
     def run(self) -> nn.Module:
         """Train until the budget is spent."""
         self.runner.call_hook('before_train')
-        # -1: accumulated gradients must not wait for a last step, whose number nobody knows
-        self.runner.optim_wrapper.initialize_count_status(self.runner.model, self._iter, -1)
+        if self.minutes is not None:
+            # -1: where gradients are accumulated, the last step would count for more, and nobody knows its number
+            self.runner.optim_wrapper.initialize_count_status(self.runner.model, self._iter, -1)
         while self.progress < 1 and not self.stop_training:
             self.run_epoch()
         self.runner.call_hook('after_train')

@@ -31,15 +31,15 @@ class ClassCheckHook(Hook):
         if not datasets:
             return
         (first, classes), *rest = datasets.items()
-        differing = [f'{field} has {_list(other)}' for field, other in rest if other != classes]
+        differing = [f'{field} has {_words(other)}' for field, other in rest if other != classes]
         differing += [
-            f'{field} has {_list(names)}' for field, names in _evaluator_files(runner) if names != classes]
+            f'{field} has {_words(names)}' for field, names in _evaluator_files(runner) if names != classes]
         differing += [
             f'{field} is {number}' for field, number in _num_classes(runner.cfg.get('model', {}))
             if number != len(classes)]
         if differing:
             raise UserError(
-                f'the classes differ: {first} has {_list(classes)}, but {"; ".join(differing)}. Make them equal in '
+                f'the classes differ: {first} has {_words(classes)}, but {"; ".join(differing)}. Make them equal in '
                 'the config, in number, names and order')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -54,8 +54,8 @@ class ClassCheckHook(Hook):
         for field, classes in _datasets(runner).items():
             if trained and tuple(trained) != classes:
                 raise UserError(
-                    f'the classes differ: the checkpoint was trained on {_list(trained)}, but {field} has '
-                    f'{_list(classes)}. Use the config of the training')
+                    f'the classes differ: the checkpoint was trained on {_words(trained)}, but {field} has '
+                    f'{_words(classes)}. Use the config of the training')
 
 
 def _loops(runner: Runner) -> dict[str, BaseLoop]:
@@ -92,6 +92,6 @@ def _num_classes(cfg: ConfigDict, path: str = 'model') -> Iterator[tuple[str, in
             yield from _num_classes(value, f'{path}.{key}')
 
 
-def _list(classes: Sequence[str]) -> str:
+def _words(classes: Sequence[str]) -> str:
     shown = ', '.join(classes[:20]) + (', ...' if len(classes) > 20 else '')
     return f'{len(classes)} ({shown})'

@@ -7,6 +7,8 @@ from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
+from deit_detr.errors import UserError
+
 
 def _is_no_paramwise_line(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith('paramwise_options')
@@ -18,6 +20,11 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     The original makes one group a parameter and logs each of its options: several hundred lines before the first
     step. The numbers of a training run do not depend on the grouping.
+
+    ``paramwise_cfg=dict(layer_decay_rate=0.7)`` adds the layer-wise decay of ViTDet (arXiv 2203.16527): each layer of
+    ``model.backbone`` learns 0.7 times as fast as the one above it, after everything else in ``paramwise_cfg``. The
+    final norm keeps its rate; of 12 layers the first has 0.7 ** 12 of it, the patch embedding 0.7 ** 13. The depths
+    come from the backbone's ``get_layer_depth``, which mmpretrain's transformers have.
     """
 
     def add_params(self, params: list, module: nn.Module, prefix: str = '', is_dcn_module: bool | None = None):
@@ -33,6 +40,12 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         finally:
             logger.removeFilter(_is_no_paramwise_line)
 
+        rate = self.paramwise_cfg.get('layer_decay_rate')
+        if rate is not None:
+            decays = layer_decays(module.backbone, rate)
+            for group in single:
+                group['lr'] = group.get('lr', self.base_lr) * decays.get(id(group['params'][0]), 1.0)
+
         merged = {}
         for group in single:
             options = {key: value for key, value in group.items() if key != 'params'}
@@ -43,3 +56,29 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             logger.info(
                 f'optimizer: {len(group["params"])} tensors, {number:,} parameters, '
                 f'lr {group.get("lr", self.base_lr):g}, weight decay {group.get("weight_decay", self.base_wd):g}')
+
+
+def layer_decays(backbone: nn.Module, rate: float) -> dict[int, float]:
+    """How fast each parameter of a backbone learns.
+
+    Args:
+        backbone (nn.Module): Has ``get_layer_depth(name)``, which returns a parameter's depth and the number of depths.
+        rate (float): Of one depth as a share of the next, in (0, 1].
+
+    Returns:
+        dict[int, float]: The ``id`` of a parameter -> its factor, in (0, 1].
+
+    Raises:
+        UserError: If the rate is no such share, or the backbone does not know depths.
+    """
+    if not 0 < rate <= 1:
+        raise UserError(f'optim_wrapper.paramwise_cfg.layer_decay_rate has to be above 0 and at most 1, not {rate}')
+    if not hasattr(backbone, 'get_layer_depth'):
+        raise UserError(
+            f'optim_wrapper.paramwise_cfg.layer_decay_rate: {type(backbone).__name__} has no get_layer_depth; leave '
+            'it out, or use a transformer of mmpretrain')
+    decays = {}
+    for name, param in backbone.named_parameters():
+        depth, number = backbone.get_layer_depth(name)
+        decays[id(param)] = rate ** (number - 1 - depth)
+    return decays

@@ -21,7 +21,7 @@ class PortableDeformableAttention(MultiScaleDeformableAttention):
 
     Under autocast the projections are computed in its type, locations and sampling in float32: a location is a share
     of the whole map, and bfloat16 has steps of 1/256 below 1, half a column of a map that is 134 wide. The compiled
-    operator has no bfloat16 at all.
+    operator does not know bfloat16 at all.
 
     Args:
         plain (MultiScaleDeformableAttention): The module to replace. Its submodules are shared, not copied.
@@ -35,7 +35,7 @@ class PortableDeformableAttention(MultiScaleDeformableAttention):
         if not plain.batch_first:
             raise ValueError('PortableDeformableAttention needs batch_first=True')
         for name in ('norm_cfg', 'dropout', 'batch_first', 'im2col_step', 'embed_dims', 'num_levels', 'num_heads',
-                     'num_points', 'sampling_offsets', 'attention_weights', 'value_proj', 'output_proj'):
+                     'num_points', 'sampling_offsets', 'attention_weights', 'value_proj', 'output_proj', 'is_init'):
             setattr(self, name, getattr(plain, name))
 
     def forward(
@@ -130,9 +130,8 @@ def deformable_attention(
     value: Tensor, spatial_shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
     """Sample maps at points and sum the samples up with weights, in PyTorch.
 
-    The same numbers as mmcv's ``multi_scale_deformable_attn_pytorch``, in less than half the time on a CPU, and
-    without keeping all samples for the backward pass, which takes them again: they are ``levels * points`` times as
-    large as the result.
+    The same numbers as mmcv's ``multi_scale_deformable_attn_pytorch``, in half the time on a CPU, and without keeping
+    the samples, ``levels * points`` times as large as the result, for the backward pass: that takes them again.
 
     Args:
         value (Tensor): The maps of all levels, flattened, one after the other: ``(batch, tokens, heads, channels)``.
@@ -154,7 +153,9 @@ class _LevelByLevel(torch.autograd.Function):
     def arrange(value: Tensor, locations: Tensor, weights: Tensor, shapes: list[tuple[int, int]]):
         """For each level its maps (n, c, h, w), grid (n, p, q, 2) and weights (n, 1, p, q); n is batch times heads."""
         maps = value.split([height * width for height, width in shapes], dim=1)
-        maps = [x.permute(0, 2, 3, 1).flatten(0, 1).unflatten(-1, tuple(s)) for x, s in zip(maps, shapes, strict=True)]
+        maps = [
+            x.permute(0, 2, 3, 1).contiguous().flatten(0, 1).unflatten(-1, tuple(shape))
+            for x, shape in zip(maps, shapes, strict=True)]
         grid = (2 * locations - 1).permute(3, 0, 2, 4, 1, 5).flatten(1, 2).contiguous()
         weights = weights.permute(3, 0, 2, 4, 1).flatten(1, 2).contiguous()[:, :, None]
         return zip(maps, grid, weights, strict=True)

@@ -1,5 +1,7 @@
 """LW-DETR: a plain ViT, a light projector, a shallow deformable decoder."""
 
+from collections.abc import Callable
+
 import torch
 from mmcv.cnn import ConvModule
 from mmcv.ops import MultiScaleDeformableAttention
@@ -90,26 +92,35 @@ class QuerySelection(nn.Module):
             tuple[Tensor, ...]: Query contents ``(images, groups, queries, channels)``, boxes ``(..., 4)`` and logits
             ``(..., classes)``.
         """
-        tokens = self.norm(self.token(memory[:, None].expand(-1, num_groups, -1, -1)))
+        num_images, num_tokens = memory.shape[:2]
+        # groups first, images and tokens as one dimension: each layer is one batched product
+        tokens = self.norm(self.token(memory.flatten(0, 1).expand(num_groups, -1, -1)))
         scores = self.score(tokens)
-        best = scores.detach().amax(-1)
+        best = scores.detach().amax(-1).view(num_groups, num_images, num_tokens)
         if padded is not None:
-            best = best.masked_fill(padded[:, None], -torch.inf)
-        index = best.topk(min(self.num_queries, best.shape[-1])).indices[..., None]
+            best = best.masked_fill(padded, -torch.inf)
+        index = best.topk(min(self.num_queries, num_tokens)).indices
+        first = torch.arange(num_images, device=index.device) * num_tokens
+        rows = (index + first[:, None]).flatten(1)
 
         def take(x: Tensor) -> Tensor:
-            return x.gather(2, index.expand(-1, -1, -1, x.shape[-1]))
+            return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
 
         x = take(tokens)
         for layer in self.hidden:
             x = layer(x).relu()
-        boxes = apply_deltas(take(anchors[:, None].expand(-1, num_groups, -1, -1)), self.delta(x))
-        content = self.content[None, :num_groups, :index.shape[2]].expand(len(memory), -1, -1, -1)
-        return content, boxes, take(scores)
+        boxes = apply_deltas(anchors.flatten(0, 1)[rows], self.delta(x).float())
+        boxes, scores = (x.unflatten(1, (num_images, -1)).transpose(0, 1) for x in (boxes, take(scores)))
+        # a copy: without gradients a view of a parameter still asks for one, which PyTorch's FLOP counter cannot bear
+        content = self.content[:num_groups, :index.shape[-1]].repeat(num_images, 1, 1, 1)
+        return content, boxes, scores
 
 
 class GroupLinear(nn.Module):
-    """A linear layer for each group: ``(images, groups, tokens, channels)`` to as many channels as asked for."""
+    """A linear layer for each group: ``(groups, rows, channels)`` to as many channels as asked for.
+
+    Of fewer groups than there are, the first are meant.
+    """
 
     def __init__(self, num_groups: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -119,7 +130,7 @@ class GroupLinear(nn.Module):
             nn.init.xavier_uniform_(weight)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return x @ self.weight[:x.shape[1]] + self.bias[:x.shape[1]]
+        return torch.baddbmm(self.bias[:len(x)], x, self.weight[:len(x)])
 
 
 class GroupDecoderLayer(DeformableDetrTransformerDecoderLayer):
@@ -135,7 +146,9 @@ class GroupDecoderLayer(DeformableDetrTransformerDecoderLayer):
 
 
 class LWDETRDecoder(nn.Module):
-    """Decoder whose boxes are refined layer by layer, with positions from the boxes as in DAB-DETR.
+    """Decoder whose boxes are refined layer by layer.
+
+    The position of a query comes from its first box, and is computed once, as in LW-DETR.
 
     Args:
         num_layers (int): Number of layers.
@@ -149,7 +162,7 @@ class LWDETRDecoder(nn.Module):
         self.ref_point_head = MLP(2 * self.embed_dims, self.embed_dims, self.embed_dims, 2)
 
     def forward(
-        self, query: Tensor, boxes: Tensor, refine, valid_ratios: Tensor, **cross_attn,
+        self, query: Tensor, boxes: Tensor, refine: Callable, valid_ratios: Tensor, **cross_attn,
     ) -> tuple[Tensor, Tensor]:
         """Run all layers.
 
@@ -164,14 +177,14 @@ class LWDETRDecoder(nn.Module):
             tuple[Tensor, Tensor]: States and boxes of all layers, ``(layers, images, groups, queries, ...)``.
         """
         all_states, all_boxes = [], []
+        boxes = boxes.detach()
+        pos = self.ref_point_head(coordinate_to_encoding(boxes.flatten(1, 2), self.embed_dims // 2)).view_as(query)
         for layer in self.layers:
-            boxes = boxes.detach()
-            pos = self.ref_point_head(coordinate_to_encoding(boxes.flatten(1, 2), self.embed_dims // 2))
             points = (boxes.flatten(1, 2) * valid_ratios[:, None])[:, :, None]
-            query = layer(query, pos.view_as(query), reference_points=points, **cross_attn)
-            boxes = refine(query, boxes)
+            query = layer(query, pos, reference_points=points, **cross_attn)
             all_states.append(query)
-            all_boxes.append(boxes)
+            all_boxes.append(refine(query, boxes))
+            boxes = all_boxes[-1].detach()
         return torch.stack(all_states), torch.stack(all_boxes)
 
 

@@ -1,0 +1,13 @@
+"""LW-DETR with DeiT-tiny on ScanNet-frames-25k, 8 GPUs x 4 images, 12 epochs."""
+_base_ = [
+    '../../../configs/_base_/models/lw-detr_deit-tiny.py',
+    '../../../configs/_base_/datasets/scannet_detection.py',
+    '../../../configs/_base_/schedules/detr_12e.py',
+    '../../../configs/_base_/default_runtime.py',
+]
+train_dataloader = dict(batch_size=4)
+auto_scale_lr = dict(base_batch_size=32)
+
+# Twice the batch of the schedule. The backbone is the encoder, and has to learn its windows: half the rate of the rest.
+optim_wrapper = dict(
+    optimizer=dict(lr=2e-4, fused=True), paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.5))))
