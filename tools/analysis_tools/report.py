@@ -1,0 +1,57 @@
+#!/usr/bin/env python
+"""Write one HTML page about a training run: curves, AP, errors, pictures.
+
+Example:
+    python tools/analysis_tools/report.py work_dirs/dino_deit-tiny_1xb4-8e_mini-scannet
+"""
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+from deit_detr.errors import run_cli
+from deit_detr.visualization.report import make_report
+
+EPILOG = """\
+The best checkpoint of the run (or its last) is run on the validation data of its config, and the detections are kept
+beside the page. To write the page again without that: --predictions report.bbox.json. tools/test.py makes such a file,
+too, with --cfg-options test_evaluator.outfile_prefix=results. Whatever a run lacks, the page says so.
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('work_dir', type=Path, metavar='WORK_DIR', help='work folder of a run, finished or not')
+    parser.add_argument('--compare', type=Path, metavar='WORK_DIR2', help='another run to put beside it')
+    parser.add_argument('--out', type=Path, metavar='FILE', help='the page (default: WORK_DIR/report.html)')
+    parser.add_argument('--checkpoint', type=Path, help='in place of the best one of WORK_DIR')
+    parser.add_argument(
+        '--predictions', type=Path, nargs='+', default=[], metavar='FILE.bbox.json',
+        help='detections in COCO format, of WORK_DIR and of WORK_DIR2, instead of running the detectors')
+    parser.add_argument('--images', type=int, default=100, metavar='N', help='pictures in the page (default: 100)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='override settings of the configs, e.g. val_dataloader.dataset.data_root=elsewhere/')
+    args = parser.parse_args()
+    if args.images < 0:
+        parser.error('--images must not be negative')
+    return args
+
+
+def main() -> None:
+    """Write the page, and say what is missing from it."""
+    args = parse_args()
+    out = args.out or args.work_dir / 'report.html'
+    missing = make_report(
+        [args.work_dir, *([args.compare] if args.compare else [])], out, checkpoint=args.checkpoint,
+        predictions=args.predictions, max_images=args.images, cfg_options=args.cfg_options)
+    for text in missing:
+        print(f'missing: {text}')
+    print(f'{out}: {out.stat().st_size / 1e6:.1f} MB')
+
+
+if __name__ == '__main__':
+    run_cli(main)
