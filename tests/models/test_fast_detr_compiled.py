@@ -14,8 +14,6 @@ from test_fast_detr import BATCHES, CONFIGS, assert_equal_training, build, image
 from torch._dynamo.utils import counters
 
 RECIPE = CONFIGS / 'detr-fast_deit-tiny_1xb16-150e_scannet.py'
-
-
 SHALLOW = {'model.encoder.num_layers': 1, 'model.decoder.num_layers': 1}
 
 
@@ -32,7 +30,7 @@ def build_compiled(backend: str) -> torch.nn.Module:
     return build('detr-fast', SHALLOW | {'model.compile': dict(backend=backend, dynamic=False, fullgraph=True)})
 
 
-# The first does all that torch.compile does but generate code, which needs a minute, and rounds bfloat16 elsewhere.
+# The first does all that torch.compile does but generate code, which needs a minute. It rounds bfloat16 elsewhere.
 @pytest.mark.parametrize(
     'backend, name, bfloat16', [('aot_eager_decomp_partition', 'padded', False), ('aot_eager', 'unpadded', True)])
 def test_compiled_model_computes_the_same(backend, name, bfloat16):

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from browser import browser  # noqa: F401 - a fixture
 from PIL import Image
 
+from browser import browser  # noqa: F401 - a fixture
 from conftest import REPO
 from deit_detr.errors import UserError
 from deit_detr.visualization.data_page import ODDITIES, choose_images, find_images, make_data_page, read_split

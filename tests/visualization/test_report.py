@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import browser  # noqa: F401 - a fixture
 
+from browser import browser  # noqa: F401 - a fixture
 from conftest import REPO, TINY_RUN
 from deit_detr.errors import UserError
 from deit_detr.visualization.detections import evaluate, read_data

@@ -39,6 +39,8 @@ def parse_args() -> argparse.Namespace:
     steps.add_argument('--batch', type=int, default=1, help='images a step (default: 1)')
     steps.add_argument(
         '--size', type=int, nargs=2, default=[800, 1072], metavar=('HEIGHT', 'WIDTH'), help='(default: 800 1072)')
+    steps.add_argument(
+        '--padded', action='store_true', help='every second image 64 pixels lower and 32 narrower (--batch 2 or more)')
     steps.add_argument('--boxes', type=int, default=10, help='boxes an image (default: 10)')
     steps.add_argument('--amp', action='store_true', help='bfloat16')
     steps.add_argument('--compile', action='store_true', help='torch.compile')
@@ -65,7 +67,7 @@ def variants_of(args: argparse.Namespace) -> list[benchmark.Variant]:
     """The recipe as the command line wants it, and the plain classes last."""
     common = dict(
         task=args.task, config=args.config, batch=args.batch, size=tuple(args.size), boxes=args.boxes,
-        dropout=args.dropout)
+        padded=args.padded, dropout=args.dropout)
     name = ' '.join(['fast', *(key for key in ('amp', 'compile', 'checkpointing') if getattr(args, key))])
     fast = benchmark.Variant(
         name=name, amp=args.amp, compile=args.compile, checkpointing=args.checkpointing, **common)

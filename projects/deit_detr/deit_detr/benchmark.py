@@ -52,6 +52,7 @@ class Variant:
         batch: Images a step.
         size: Height and width of the images, in pixels.
         boxes: Boxes an image.
+        padded: Whether every second image is 64 pixels lower and 32 narrower, so that it is padded.
         amp: Whether to autocast to bfloat16.
         compile: Whether to use torch.compile.
         checkpointing: Whether to recompute the activations of backbone and encoder layers.
@@ -66,6 +67,7 @@ class Variant:
     batch: int = 1
     size: tuple[int, int] = (800, 1072)
     boxes: int = 10
+    padded: bool = False
     amp: bool = False
     compile: bool = False
     checkpointing: bool = False
@@ -83,6 +85,7 @@ def load_model_config(variant: Variant) -> Config:
     cfg = Config.fromfile(variant.config)
     init_default_scope(cfg.default_scope)
     cfg.model.backbone.init_cfg = None
+    cfg.model.data_preprocessor.pop('batch_augments', None)  # they would change the size
     if variant.plain:
         cfg.model.type, cfg.model.bbox_head.type = 'DETR', 'DETRHead'
         cfg.model.pop('compile', None)
@@ -108,15 +111,16 @@ def build_model(cfg: Config, dropout: bool) -> nn.Module:
     return model
 
 
-def make_batch(batch: int, size: tuple[int, int], boxes: int) -> dict:
+def make_batch(batch: int, size: tuple[int, int], boxes: int, padded: bool = False) -> dict:
     """Images of seeded noise with boxes, as a data loader gives them."""
     generator = torch.Generator().manual_seed(0)
-    height, width = size
     items = []
-    for _ in range(batch):
+    for index in range(batch):
+        height, width = (size[0] - 64, size[1] - 32) if padded and index % 2 else size
         corners = torch.rand(boxes, 2, 2, generator=generator).sort(dim=1).values.flatten(1)
         sample = DetDataSample(
-            metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0), img_id=0),
+            metainfo=dict(
+                img_shape=(height, width), ori_shape=(height, width), scale_factor=(1.0, 1.0), img_id=0),
             gt_instances=InstanceData(
                 bboxes=corners * torch.tensor([width, height, width, height]),
                 labels=torch.randint(0, 20, (boxes,), generator=generator)))
@@ -129,7 +133,7 @@ def make_step(variant: Variant) -> Callable[[], None]:
     """The thing to measure, ready to be called."""
     cfg = load_model_config(variant)
     model = build_model(cfg, variant.dropout).to(device())
-    data = make_batch(variant.batch, variant.size, variant.boxes)
+    data = make_batch(variant.batch, variant.size, variant.boxes, variant.padded)
     if variant.checkpointing:
         turn_on_activation_checkpointing(
             model, [f'{name}.layers.{index}' for name in ('backbone', 'encoder')

@@ -23,9 +23,9 @@ class FastDETR(DETR):
 
     Args:
         compile (dict, optional): Arguments of ``torch.compile`` for backbone, encoder and decoder, e.g. ``dict()``.
-            Each is one graph. With ``dynamic=False`` there is a graph for each shape, and PyTorch stops compiling
-            after the eighth (``torch._dynamo.config.recompile_limit``): see :class:`BatchRandomResize`. The head is
-            left out: matching leaves the graph anyway.
+            Each is one graph, but for training with dropout on a CPU. With ``dynamic=False`` there is one for each
+            shape, and from the ninth on PyTorch compiles no more (``torch._dynamo.config.recompile_limit``): see
+            :class:`BatchRandomResize`. The head is left out: matching leaves the graph anyway.
         *args: As for ``DETR``.
         **kwargs: As for ``DETR``.
     """
