@@ -1,0 +1,106 @@
+#!/usr/bin/env python
+r"""Detect objects in pictures, videos and ScanNet scenes, or in the browser.
+
+Examples:
+    python tools/demo.py CONFIG.py CHECKPOINT.pth room.jpg
+    python tools/demo.py CONFIG.py CHECKPOINT.pth folder_of_pictures --out-dir found
+    python tools/demo.py CONFIG.py CHECKPOINT.pth video.mp4 --score-thr 0.5
+    python tools/demo.py CONFIG.py CHECKPOINT.pth data/scannet-frames/val/scene0011_00
+    python tools/demo.py CONFIG.py CHECKPOINT.pth --web
+
+A scene is a folder with color/*.jpg in it; its frames become a video. Class colours are the same everywhere.
+"""
+
+import argparse
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from mmdet.apis.det_inferencer import IMG_EXTENSIONS
+from tqdm import tqdm
+
+import deit_detr
+from deit_detr.errors import UserError, run_cli
+from deit_detr.visualization.video import VideoFrames, scene_frames, write_picture, write_video
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='its checkpoint')
+    parser.add_argument('input', nargs='?', type=Path, help='picture, folder of pictures, video or scene folder')
+    parser.add_argument('--out-dir', type=Path, default=Path('demo'), help='folder for the results (default: demo)')
+    parser.add_argument('--score-thr', type=float, default=0.3, help='least score, 0 to 1 (default: 0.3)')
+    parser.add_argument('--fps', type=float, help="frames a second of the video (default: the input's; 2 for a scene)")
+    parser.add_argument('--device', help='e.g. cpu or cuda:1 (default: the GPU if there is one)')
+    parser.add_argument('--web', action='store_true', help='a page in the browser instead of an input')
+    parser.add_argument('--port', type=int, default=7860, help='port of the page (default: 7860)')
+    args = parser.parse_args()
+    if args.web == (args.input is not None):
+        parser.error('name either an input or --web')
+    if args.fps is not None and args.fps <= 0:
+        parser.error(f'--fps {args.fps:g}: has to be more than 0')
+    return args
+
+
+def draw_pictures(detector, paths: list[Path], out_dir: Path, score_thr: float) -> None:
+    """Draw each picture into ``out_dir``, under its own name."""
+    for path in paths:
+        out = place_for(path, out_dir / path.name)
+        start = time.perf_counter()
+        sample = detector(path, score_thr)
+        milliseconds = 1000 * (time.perf_counter() - start)
+        write_picture(out, detector.draw(path, sample))
+        found = sample.pred_instances
+        names = ', '.join(
+            f'{name} {score:.2f}' for name, score in zip(found.label_names, found.scores, strict=True))
+        print(f'{out}: {names or "nothing"} ({milliseconds:.0f} ms)', flush=True)
+
+
+def draw_video(detector, frames: Iterable[np.ndarray | Path], out: Path, fps: float, score_thr: float) -> None:
+    """Write a video of the frames with what was found in them."""
+    progress = tqdm(frames, total=len(frames) or None, unit='frame', desc=out.name)
+    drawn = (np.asarray(detector.draw(frame, detector(frame, score_thr)))[..., ::-1] for frame in progress)
+    number = write_video(out, drawn, fps)
+    print(f'{out}: {number} frames, {fps:g} a second')
+
+
+def place_for(path: Path, out: Path) -> Path:
+    """The file to write, which must not be the input."""
+    if out.resolve() == path.resolve():
+        raise UserError(f'{path}: would be overwritten. Name another --out-dir')
+    return out
+
+
+def main() -> None:
+    """Look what the input is, and draw."""
+    args = parse_args()
+    if args.input is not None and not args.input.exists():
+        raise UserError(f'{args.input}: no such file or folder')
+    detector = deit_detr.load(args.config, args.checkpoint, args.device)
+    if args.web:
+        from deit_detr.visualization.web import launch
+
+        app = launch(detector, f'{Path(args.config).stem}, {Path(args.checkpoint).name}', args.port)
+        print(f'{app.local_url} (Ctrl-C ends it)', flush=True)
+        app.block_thread()
+    elif args.input.is_dir() and scene_frames(args.input):
+        out = args.out_dir / f'{args.input.resolve().name}.mp4'
+        draw_video(detector, scene_frames(args.input), out, args.fps or 2.0, args.score_thr)
+    elif args.input.is_dir():
+        paths = sorted(path for path in args.input.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
+        if not paths:
+            raise UserError(f'{args.input}: has no pictures and no color/*.jpg')
+        draw_pictures(detector, paths, args.out_dir, args.score_thr)
+    elif args.input.suffix.lower() in IMG_EXTENSIONS:
+        draw_pictures(detector, [args.input], args.out_dir, args.score_thr)
+    else:
+        out = place_for(args.input, args.out_dir / f'{args.input.stem}.mp4')
+        frames = VideoFrames(args.input)
+        draw_video(detector, frames, out, args.fps or frames.fps, args.score_thr)
+
+
+if __name__ == '__main__':
+    run_cli(main)
