@@ -7,6 +7,7 @@ Examples:
     python tools/analysis_tools/benchmark.py train --amp --find-batch 8 12 16 24 40 80
     python tools/analysis_tools/benchmark.py infer --size 640 640 --batch 4 --baseline
     python tools/analysis_tools/benchmark.py head --batch 8 --baseline
+    python tools/analysis_tools/benchmark.py deformable --baseline
     python tools/analysis_tools/benchmark.py recipes
     python tools/analysis_tools/benchmark.py recipes --configs A.py B.py --size 240 320
     python tools/analysis_tools/benchmark.py data --workers 0 1 2
@@ -30,11 +31,11 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        'task', choices=['train', 'infer', 'head', 'recipes', 'data', 'convert'], help='what to measure')
+        'task', choices=['train', 'infer', 'head', 'deformable', 'recipes', 'data', 'convert'], help='what to measure')
     parser.add_argument('--config', default=str(FAST), help='the recipe (default: the fast twin of the seed recipe)')
     parser.add_argument('--json', metavar='FILE', help='write the numbers, every step of them, to a file')
 
-    steps = parser.add_argument_group('train, infer, head')
+    steps = parser.add_argument_group('train, infer, head, deformable')
     steps.add_argument('--baseline', action='store_true', help="also mmdet's own classes: float32, not compiled")
     steps.add_argument('--batch', type=int, default=1, help='images a step (default: 1)')
     steps.add_argument(
@@ -75,7 +76,7 @@ def variants_of(args: argparse.Namespace) -> list[benchmark.Variant]:
 
 
 def compare(args: argparse.Namespace) -> dict:
-    """Steps of train, infer or head."""
+    """Steps of train, infer, head or deformable."""
     import torch
 
     results = benchmark.measure(variants_of(args), args.steps, args.warmup)
@@ -85,7 +86,7 @@ def compare(args: argparse.Namespace) -> dict:
         spread = f'{row["median"]:.4g} ({min(row["seconds"]):.4g} .. {max(row["seconds"]):.4g})'
         print(f'| {row["name"]} | {spread} | {row["images_per_second"]:.3g} | {row["peak_gb"]:.2f} '
               f'| {row["speedup"]:.2f} | {row["memory_ratio"]:.2f} |')
-    if args.task == 'head':
+    if args.task in ('head', 'deformable'):
         return dict(results=results)
     variant = variants_of(args)[0]
     flops = benchmark.forward_flops(variant) * (3 if args.task == 'train' else 1)

@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
@@ -36,6 +37,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from deit_detr.errors import UserError
+from deit_detr.models.deformable_attention import choose_kernel
 
 GB = 1e9
 
@@ -46,7 +48,7 @@ class Variant:
 
     Attributes:
         name: What its row of the table is called.
-        task: 'train', 'infer' or 'head'.
+        task: 'train', 'infer', 'head' or 'deformable'.
         config: Path of the recipe.
         plain: Whether to use mmdet's own classes and settings in place of the recipe's fast ones.
         batch: Images a step.
@@ -131,6 +133,8 @@ def make_batch(batch: int, size: tuple[int, int], boxes: int, padded: bool = Fal
 
 def make_step(variant: Variant) -> Callable[[], None]:
     """The thing to measure, ready to be called."""
+    if variant.task == 'deformable':
+        return make_sampling_step(variant)
     cfg = load_model_config(variant)
     model = build_model(cfg, variant.dropout).to(device())
     data = make_batch(variant.batch, variant.size, variant.boxes, variant.padded)
@@ -165,6 +169,36 @@ def make_step(variant: Variant) -> Callable[[], None]:
         with torch.autocast(device().type, torch.bfloat16, enabled=variant.amp):
             step()
     return autocast_step
+
+
+def make_sampling_step(variant: Variant) -> Callable[[], None]:
+    """Deformable attention of an encoder layer as DINO's (8 heads, 4 points, strides 8, 16, 32), with its gradients.
+
+    The plain variant is mmcv's function in PyTorch; the other the kernel that is chosen on this device.
+    """
+    shapes = torch.tensor([[-(-side // stride) for side in variant.size] for stride in (8, 16, 32)])
+    starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)])
+    tokens = int(starts[-1])
+    generator = torch.Generator().manual_seed(0)
+    size = (variant.batch, tokens, 8, len(shapes), 4)
+    centres = torch.cat([
+        torch.cartesian_prod(*((torch.arange(side) + 0.5) / side for side in shape)).flip(-1) for shape in shapes])
+    offsets = 3 * torch.randn(*size, 2, generator=generator) / shapes.flip(-1)[:, None]
+    inputs = [
+        torch.randn(variant.batch, tokens, 8, 32, generator=generator), centres[:, None, None, None] + offsets,
+        torch.randn(*size, generator=generator).flatten(3).softmax(-1).view(size)]
+    value, locations, weights = (x.to(device()).requires_grad_() for x in inputs)
+    shapes, starts = shapes.to(device()), starts[:-1].to(device())
+    upstream = torch.randn(variant.batch, tokens, 256, generator=generator).to(device())
+    kernel = choose_kernel(device().type)
+
+    def step() -> None:
+        if variant.plain:
+            out = multi_scale_deformable_attn_pytorch(value, shapes, locations, weights)
+        else:
+            out = kernel(value, shapes, starts, locations, weights, 64)
+        torch.autograd.grad(out, (value, locations, weights), upstream)
+    return step
 
 
 def seconds_of(step: Callable[[], None]) -> float:

@@ -130,8 +130,9 @@ def deformable_attention(
     value: Tensor, spatial_shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
     """Sample maps at points and sum the samples up with weights, in PyTorch.
 
-    The same numbers as mmcv's ``multi_scale_deformable_attn_pytorch``, in half the time on a CPU, and without keeping
-    the samples, ``levels * points`` times as large as the result, for the backward pass: that takes them again.
+    The same numbers as mmcv's ``multi_scale_deformable_attn_pytorch``, in half to two thirds of the time on a CPU, and
+    without keeping the samples, ``levels * points`` times as large as the result, for the backward pass: that takes
+    them again.
 
     Args:
         value (Tensor): The maps of all levels, flattened, one after the other: ``(batch, tokens, heads, channels)``.
@@ -147,50 +148,54 @@ def deformable_attention(
 
 
 class _LevelByLevel(torch.autograd.Function):
-    """One level's samples at a time are in memory, with the queries last: sums over points run along them."""
+    """The samples of one image and level at a time are in memory.
+
+    Queries come last in them, so that sums over points run along the queries. An image's maps are views of its tokens;
+    those of a whole batch would be copies.
+    """
 
     @staticmethod
-    def arrange(value: Tensor, locations: Tensor, weights: Tensor, shapes: list[tuple[int, int]]):
-        """For each level its maps (n, c, h, w), grid (n, p, q, 2) and weights (n, 1, p, q); n is batch times heads."""
-        maps = value.split([height * width for height, width in shapes], dim=1)
-        maps = [
-            x.permute(0, 2, 3, 1).contiguous().flatten(0, 1).unflatten(-1, tuple(shape))
-            for x, shape in zip(maps, shapes, strict=True)]
-        grid = (2 * locations - 1).permute(3, 0, 2, 4, 1, 5).flatten(1, 2).contiguous()
-        weights = weights.permute(3, 0, 2, 4, 1).flatten(1, 2).contiguous()[:, :, None]
+    def levels(value: Tensor, locations: Tensor, weights: Tensor, shapes: list[tuple[int, int]]):
+        """For each level of an image its maps (heads, channels, height, width), and where and how much to sample.
+
+        That is a grid (heads, points, queries, 2) and weights (heads, 1, points, queries).
+        """
+        values = value.permute(1, 2, 0).split([height * width for height, width in shapes], dim=-1)
+        maps = [x.unflatten(-1, tuple(shape)) for x, shape in zip(values, shapes, strict=True)]
+        grid = (2 * locations - 1).permute(2, 1, 3, 0, 4).contiguous()
+        weights = weights.permute(2, 1, 3, 0).contiguous()[:, :, None]
         return zip(maps, grid, weights, strict=True)
 
     @staticmethod
     def forward(ctx, value, locations, weights, shapes):
         ctx.save_for_backward(value, locations, weights)
         ctx.shapes = shapes
-        out = 0
-        for maps, grid, weight in _LevelByLevel.arrange(value, locations, weights, shapes):
-            out += F.grid_sample(maps, grid, align_corners=False).mul_(weight).sum(2)
-        return out.unflatten(0, (len(value), -1)).permute(0, 3, 1, 2).flatten(2)
+        out = value.new_empty(*locations.shape[:3], value.shape[3])
+        for out_i, *image in zip(out, value, locations, weights, strict=True):
+            total = 0
+            for maps, grid, weight in _LevelByLevel.levels(*image, shapes):
+                total += F.grid_sample(maps, grid, align_corners=False).mul_(weight).sum(2)
+            out_i.copy_(total.permute(2, 0, 1))
+        return out.flatten(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        value, locations, weights = ctx.saved_tensors
-        heads = value.shape[2]
-        grad = grad.unflatten(2, (heads, -1)).permute(0, 2, 3, 1).flatten(0, 1)[:, :, None].contiguous()  # (n, c, 1, q)
-        grads = []
-        for maps, grid, weight in _LevelByLevel.arrange(value, locations, weights, ctx.shapes):
-            samples = F.grid_sample(maps, grid, align_corners=False).mul_(grad)
-            grad_weight = samples.sum(1)
-            torch.mul(grad, weight, out=samples)
-            # bilinear, zeros outside, corners not aligned; gradients of both
-            grad_maps, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
-                samples, maps, grid, 0, 0, False, (True, True))
-            grads.append((grad_maps.flatten(2), grad_grid, grad_weight))
-        grad_maps, grad_grid, grad_weight = zip(*grads, strict=True)
-
-        def per_head(x: Tensor, dim: int) -> Tensor:
-            return x.unflatten(dim, (-1, heads))
-
-        return (
-            per_head(torch.cat(grad_maps, -1), 0).permute(0, 3, 1, 2),
-            per_head(torch.stack(grad_grid).mul_(2), 1).permute(1, 4, 2, 0, 3, 5),
-            per_head(torch.stack(grad_weight), 1).permute(1, 4, 2, 0, 3),
-            None)
+        inputs = ctx.saved_tensors
+        grads = [torch.empty_like(x) for x in inputs]
+        grad = grad.unflatten(2, inputs[0].shape[2:])
+        for grad_i, *image, grad_value, grad_locations, grad_weights in zip(grad, *inputs, *grads, strict=True):
+            grad_i = grad_i.permute(1, 2, 0)[:, :, None].contiguous()
+            start = 0
+            for level, (maps, grid, weight) in enumerate(_LevelByLevel.levels(*image, ctx.shapes)):
+                samples = F.grid_sample(maps, grid, align_corners=False).mul_(grad_i)
+                grad_weights[:, :, level] = samples.sum(1).permute(2, 0, 1)
+                torch.mul(grad_i, weight, out=samples)
+                # bilinear, zeros outside, corners not aligned; gradients of both
+                grad_maps, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
+                    samples, maps, grid, 0, 0, False, (True, True))
+                stop = start + grad_maps[0, 0].numel()
+                grad_value[start:stop] = grad_maps.flatten(2).permute(2, 0, 1)
+                grad_locations[:, :, level] = grad_grid.mul_(2).permute(2, 0, 1, 3)
+                start = stop
+        return *grads, None
