@@ -1,6 +1,6 @@
 """LW-DETR: a plain ViT, a light projector, a shallow deformable decoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from mmcv.cnn import ConvModule
@@ -26,17 +26,18 @@ class LWDETRProjector(BaseModule):
     Args:
         in_channels (list[int]): Channels of each map.
         out_channels (int): Channels of the results.
-        scales (list[float]): Size of each result in units of the input: 2 doubles the sides, 0.5 halves them.
+        scales (Sequence[float]): Sides of each result in units of the input's: 2, 1 or 0.5.
         num_blocks (int): Bottlenecks with a 3x3 convolution for each result.
-        norm_cfg (dict): Norm after each convolution.
+
+    Raises:
+        ValueError: If a scale is another one.
     """
 
     def __init__(
-        self, in_channels: list[int], out_channels: int, scales: list[float] = (1,), num_blocks: int = 3,
-        norm_cfg: dict = dict(type='GN', num_groups=32), init_cfg: dict | None = None,  # noqa: B006
+        self, in_channels: list[int], out_channels: int, scales: Sequence[float] = (1,), num_blocks: int = 3,
     ) -> None:
-        super().__init__(init_cfg)
-        norms = dict(norm_cfg=norm_cfg, act_cfg=dict(type='SiLU'))
+        super().__init__()
+        norms = dict(norm_cfg=dict(type='GN', num_groups=32), act_cfg=dict(type='SiLU'))
         total = sum(in_channels)
         self.stages = nn.ModuleList()
         for scale in scales:

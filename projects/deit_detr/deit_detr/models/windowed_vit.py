@@ -16,9 +16,9 @@ class WindowedViT(VisionTransformer):
 
     Parameters and state-dict keys are those of the plain one: its checkpoints load, and with ``global_layers`` naming
     every layer it computes the same. Tokens are put in window order once (LW-DETR, arXiv 2406.03459): a global layer
-    does not care about their order, so nothing is moved between the layers. Windows are as large as
-    ``window_size`` allows and of one size; where the map is no multiple of it, the tokens added below and to the
-    right are hidden from all others by a mask.
+    does not care about their order, so nothing is moved between the layers. A map is cut into as few windows as
+    ``window_size`` allows, all of one size; where it does not come out even, tokens are added below and to the right,
+    and hidden from all others by a mask.
 
     Args:
         window_size (int | tuple[int, int]): Most rows and columns of tokens in a window.
@@ -50,15 +50,16 @@ class WindowedViT(VisionTransformer):
         """
         x, size = self.patch_embed(x)
         x = x + resize_pos_embed(self.pos_embed, self.patch_resolution, size, self.interpolate_mode, 0)
-        windows = Windows(size, self.window_size, x.device)
+        windows = Windows(size, self.window_size)
         x = windows.split(self.pre_norm(self.drop_after_pos(x)).unflatten(1, size))
+        local_mask, global_mask = windows.masks(len(x), x.device)
 
         maps = []
         for index, layer in enumerate(self.layers):
             if index in self.global_layers:
-                x = _run_layer(layer, x.flatten(1, 2), windows.takes_part_global).view_as(x)
+                x = _run_layer(layer, x.flatten(1, 2), global_mask).view_as(x)
             else:
-                x = _run_layer(layer, x.flatten(0, 1), windows.takes_part_local(len(x))).view_as(x)
+                x = _run_layer(layer, x.flatten(0, 1), local_mask).view_as(x)
             if index in self.out_indices:
                 maps.append(windows.join(self.ln1(x)).permute(0, 3, 1, 2))
         return tuple(maps)
@@ -70,18 +71,14 @@ class Windows:
     Args:
         size (tuple[int, int]): Rows and columns of the maps.
         largest (tuple[int, int]): Most rows and columns of a window.
-        device (torch.device): Where the masks will be needed.
     """
 
-    def __init__(self, size: tuple[int, int], largest: tuple[int, int], device: torch.device) -> None:
+    def __init__(self, size: tuple[int, int], largest: tuple[int, int]) -> None:
         self.size = size
         self.number = tuple(math.ceil(s / most) for s, most in zip(size, largest, strict=True))
         self.side = tuple(math.ceil(s / n) for s, n in zip(size, self.number, strict=True))
         rows, columns = (n * s for n, s in zip(self.number, self.side, strict=True))
         self.padding = (0, 0, 0, columns - size[1], 0, rows - size[0])
-        self._takes_part = None
-        if any(self.padding):
-            self._takes_part = self.split(torch.ones(1, *size, 1, dtype=torch.bool, device=device)).squeeze(-1)
 
     def split(self, x: Tensor) -> Tensor:
         """``(batch, rows, columns, channels)`` to ``(batch, windows, tokens of a window, channels)``."""
@@ -96,14 +93,21 @@ class Windows:
         x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         return x[:, :self.size[0], :self.size[1]]
 
-    @property
-    def takes_part_global(self) -> Tensor | None:
-        """False for added tokens, ``(1, 1, 1, all tokens)``; None when there are none."""
-        return None if self._takes_part is None else self._takes_part.view(1, 1, 1, -1)
+    def masks(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Which tokens take part: False for those that were added. None when there are none.
 
-    def takes_part_local(self, batch: int) -> Tensor | None:
-        """False for added tokens, ``(batch x windows, 1, 1, tokens of a window)``; None when there are none."""
-        return None if self._takes_part is None else self._takes_part.repeat(batch, 1, 1).flatten(0, 1)[:, None, None]
+        Args:
+            batch (int): Number of maps.
+            device (torch.device): Where they are needed.
+
+        Returns:
+            tuple[Tensor, Tensor]: For attention inside windows, ``(batch x windows, 1, 1, tokens of a window)``, and
+            to the whole map, ``(1, 1, 1, all tokens)``.
+        """
+        if not any(self.padding):
+            return None, None
+        takes_part = self.split(torch.ones(1, *self.size, 1, dtype=torch.bool, device=device))[..., 0]
+        return takes_part.repeat(batch, 1, 1).flatten(0, 1)[:, None, None], takes_part.view(1, 1, 1, -1)
 
 
 def _run_layer(layer: nn.Module, x: Tensor, takes_part: Tensor | None) -> Tensor:
