@@ -220,6 +220,19 @@ def test_fewer_tokens_than_queries(model):
     assert all(loss.isfinite() for loss in model.bbox_head.loss(**outputs, batch_data_samples=samples).values())
 
 
+def test_boxes_and_losses_stay_in_float32_under_autocast(model):
+    """Every loss within 5 % of that without, though proposals of nearly equal score may change places."""
+    data = model.train().data_preprocessor(copy.deepcopy(BATCHES['padded']), True)
+    losses = model(**data, mode='loss')
+    with torch.autocast('cpu', torch.bfloat16):
+        losses_16 = model(**data, mode='loss')
+        boxes = transformer_outputs(model, BATCHES['padded'], training=False)[0]['boxes']
+    assert boxes.dtype == torch.float32
+    for name, loss in losses.items():
+        assert losses_16[name].dtype == torch.float32
+        torch.testing.assert_close(losses_16[name], loss, rtol=0.05, atol=0, msg=name)
+
+
 def test_flops_can_be_counted(model):
     """PyTorch's counter stops at views of parameters that leave a module where gradients are off."""
     data = model.eval().data_preprocessor(images((64, 96, 1)), False)

@@ -82,7 +82,7 @@ def test_window_layers_are_the_plain_layers_on_each_window(size):
     model, reference = windowed([1, 3]), plain()
     tokens, (rows, columns) = reference.patch_embed(images(*size))
     tokens = tokens + reference.resize_pos_embed(reference.pos_embed, (4, 4), (rows, columns), 'bicubic', 0)
-    windows = Windows((rows, columns), (3, 4))
+    windows = Windows((rows, columns), (3, 4), tokens.device)
     x = tokens.unflatten(1, (rows, columns))
     for index, layer in enumerate(reference.layers):
         x = x.clone()
@@ -137,7 +137,7 @@ def test_class_token_is_refused():
 @given(rows=st.integers(1, 20), columns=st.integers(1, 20), most=st.tuples(st.integers(1, 9), st.integers(1, 9)))
 @settings(deadline=None)
 def test_windows_cut_and_join(rows, columns, most):
-    windows = Windows((rows, columns), most)
+    windows = Windows((rows, columns), most, torch.device('cpu'))
     x = torch.arange(2 * rows * columns).view(2, rows, columns, 1)
     parts = windows.split(x)
     number, side = windows.number[0] * windows.number[1], windows.side[0] * windows.side[1]
@@ -146,7 +146,7 @@ def test_windows_cut_and_join(rows, columns, most):
     assert number * side < (rows + windows.number[0]) * (columns + windows.number[1])
     assert torch.equal(windows.join(parts), x)
 
-    local, everywhere = windows.masks(2, x.device)
+    local, everywhere = windows.masks(2)
     if number * side == rows * columns:
         assert local is None and everywhere is None
     else:

@@ -7,6 +7,7 @@ model = dict(
     type='LWDETR',
     num_queries=100,
     num_groups=13,  # in training; inference uses one
+    anchor_size=0.25,  # 0.05 in the paper; most things in a room fill a quarter of the image's width
     backbone=dict(
         type='WindowedViT',
         window_size=14,  # in tokens; 14x14 is the whole image in the weights' pretraining

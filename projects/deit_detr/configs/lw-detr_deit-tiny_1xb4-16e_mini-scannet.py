@@ -8,7 +8,6 @@ _base_ = [
 model = dict(
     num_queries=60,  # an image has 108 tokens, and seldom more than 12 boxes
     num_groups=4,
-    anchor_size=0.25,  # most things in a room fill a quarter of the image's width
     decoder=dict(layer_cfg=dict(ffn_cfg=dict(feedforward_channels=512))),
     test_cfg=dict(max_per_img=60))
 train_dataloader = dict(batch_size=4)

@@ -50,9 +50,9 @@ class WindowedViT(VisionTransformer):
         """
         x, size = self.patch_embed(x)
         x = x + resize_pos_embed(self.pos_embed, self.patch_resolution, size, self.interpolate_mode, 0)
-        windows = Windows(size, self.window_size)
+        windows = Windows(size, self.window_size, x.device)
         x = windows.split(self.pre_norm(self.drop_after_pos(x)).unflatten(1, size))
-        local_mask, global_mask = windows.masks(len(x), x.device)
+        local_mask, global_mask = windows.masks(len(x))
 
         maps = []
         for index, layer in enumerate(self.layers):
@@ -71,14 +71,16 @@ class Windows:
     Args:
         size (tuple[int, int]): Rows and columns of the maps.
         largest (tuple[int, int]): Most rows and columns of a window.
+        device (torch.device): Where the masks are needed.
     """
 
-    def __init__(self, size: tuple[int, int], largest: tuple[int, int]) -> None:
+    def __init__(self, size: tuple[int, int], largest: tuple[int, int], device: torch.device) -> None:
         self.size = size
         self.number = tuple(math.ceil(s / most) for s, most in zip(size, largest, strict=True))
         self.side = tuple(math.ceil(s / n) for s, n in zip(size, self.number, strict=True))
         rows, columns = (n * s for n, s in zip(self.number, self.side, strict=True))
         self.padding = (0, 0, 0, columns - size[1], 0, rows - size[0])
+        self.device = device
 
     def split(self, x: Tensor) -> Tensor:
         """``(batch, rows, columns, channels)`` to ``(batch, windows, tokens of a window, channels)``."""
@@ -93,12 +95,11 @@ class Windows:
         x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         return x[:, :self.size[0], :self.size[1]]
 
-    def masks(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    def masks(self, batch: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """Which tokens take part: False for those that were added. None when there are none.
 
         Args:
             batch (int): Number of maps.
-            device (torch.device): Where they are needed.
 
         Returns:
             tuple[Tensor, Tensor]: For attention inside windows, ``(batch x windows, 1, 1, tokens of a window)``, and
@@ -106,7 +107,7 @@ class Windows:
         """
         if not any(self.padding):
             return None, None
-        takes_part = self.split(torch.ones(1, *self.size, 1, dtype=torch.bool, device=device))[..., 0]
+        takes_part = self.split(torch.ones(1, *self.size, 1, dtype=torch.bool, device=self.device))[..., 0]
         return takes_part.repeat(batch, 1, 1).flatten(0, 1)[:, None, None], takes_part.view(1, 1, 1, -1)
 
 
