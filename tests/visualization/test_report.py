@@ -19,6 +19,7 @@ from deit_detr.visualization.error_breakdown import KINDS, count_errors
 from deit_detr.visualization.html import line_chart, number, percent, ticks
 from deit_detr.visualization.report import choose_images, image_f1, make_report
 from deit_detr.visualization.work_dir import read_run
+from tiny_detector import save_tiny
 
 REPORT = [sys.executable, '-W', 'ignore', REPO / 'tools/analysis_tools/report.py']
 CONFIG = REPO / 'projects/deit_detr/configs/detr_deit-tiny_1xb8-50e_mini-scannet.py'
@@ -107,8 +108,9 @@ def test_page_in_a_browser(trained, predictions, browser, tmp_path):  # noqa: F8
         assert browser.run('document.documentElement.scrollWidth') <= width, 'the page scrolls sideways'
         background = browser.run('getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)')
         assert max(background) < 50 if dark else min(background) > 200
-    assert browser.run('document.images.length') == 2 * 8
-    assert browser.run('[...document.images].every(image => image.complete && image.naturalWidth === 160)')
+    assert browser.run('document.querySelectorAll("#cards img").length') == 2 * 8
+    assert browser.run('[...document.querySelectorAll("#cards img")].every('
+                       'image => image.complete && image.naturalWidth === 160)')
 
     def visible() -> int:
         return browser.run('document.querySelectorAll(".card:not([hidden])").length')
@@ -170,7 +172,7 @@ def test_two_runs_side_by_side(trained, work_dir, predictions, browser, tmp_path
     assert page.count('class="line line-1"') > 20, 'a second line in every chart'
     browser.open(out, 375)
     assert browser.problems == [] and browser.run('document.documentElement.scrollWidth') <= 375
-    assert browser.run('document.images.length') == 3 * 8
+    assert browser.run('document.querySelectorAll("#cards img").length') == 3 * 8
     titles = browser.run('[...document.querySelectorAll(".card:first-child .pane em")].map(node => node.textContent)')
     assert titles == ['ground truth', 'tiny', 'copy']
     summaries = [evaluate(read_data(read_run(trained).config, 'val'), path).summary() for path in predictions]
@@ -216,6 +218,28 @@ def test_hostile_names_stay_text(work_dir, annotations, mini_scannet, prediction
     assert browser.run('document.querySelector(".card:not([hidden]) .box b").textContent').startswith(HOSTILE)
     captions = browser.run('[...document.querySelectorAll(".card strong")].map(node => node.textContent)')
     assert f'{HOSTILE}.jpg' in captions
+
+
+def test_page_shows_where_the_detector_looks(annotations, mini_scannet, browser, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv('MINI_SCANNET_ROOT', f'{mini_scannet}/')
+    config, _ = save_tiny(tmp_path / 'run')
+    predictions = tmp_path / 'true.bbox.json'
+    predictions.write_text(json.dumps([
+        dict(image_id=box['image_id'], category_id=box['category_id'], bbox=box['bbox'], score=0.4)
+        for box in annotations['annotations']]))
+    out = tmp_path / 'report.html'
+    missing = make_report([config.parent], out, predictions=[predictions], max_attention=2)
+    assert not any('looks' in text for text in missing)
+    for width in (375, 1280):
+        browser.open(out, width)
+        assert browser.problems == []
+        assert browser.run('document.documentElement.scrollWidth') <= width, 'the page scrolls sideways'
+    assert browser.run('[...document.querySelectorAll("#attention img")].map(image => image.naturalWidth > 900)') == [
+        True, True]
+    assert browser.run('document.querySelector("#attention img").alt').startswith('where the detector looks: ')
+
+    make_report([config.parent], out, predictions=[predictions], max_attention=0)
+    assert 'id="attention"' not in out.read_text()
 
 
 def scalars(folder: Path, first: int, last: int, val_after: tuple[int, ...] = (), **more) -> None:

@@ -33,11 +33,13 @@ def parse_args() -> argparse.Namespace:
         help='detections in COCO format, of WORK_DIR and of WORK_DIR2, instead of running the detectors')
     parser.add_argument('--images', type=int, default=100, metavar='N', help='pictures in the page (default: 100)')
     parser.add_argument(
+        '--attention', type=int, default=4, metavar='N', help='images of which to show where it looks (default: 4)')
+    parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
         help='override settings of the configs, e.g. val_dataloader.dataset.data_root=elsewhere/')
     args = parser.parse_args()
-    if args.images < 0:
-        parser.error('--images must not be negative')
+    if args.images < 0 or args.attention < 0:
+        parser.error('--images and --attention must not be negative')
     return args
 
 
@@ -47,7 +49,8 @@ def main() -> None:
     out = args.out or args.work_dir / 'report.html'
     missing = make_report(
         [args.work_dir, *([args.compare] if args.compare else [])], out, checkpoint=args.checkpoint,
-        predictions=args.predictions, max_images=args.images, cfg_options=args.cfg_options)
+        predictions=args.predictions, max_images=args.images, max_attention=args.attention,
+        cfg_options=args.cfg_options)
     for text in missing:
         print(f'missing: {text}')
     print(f'{out}: {out.stat().st_size / 1e6:.1f} MB')

@@ -83,6 +83,11 @@ def picture(path: str | Path) -> str | None:
             image.thumbnail((PICTURE_WIDTH, 4 * PICTURE_WIDTH))
     except (OSError, SyntaxError, ValueError):
         return None
+    return data_uri(image)
+
+
+def data_uri(image: Image.Image) -> str:
+    """An RGB image as a JPEG in the text of a page."""
     data = io.BytesIO()
     image.save(data, 'JPEG', quality=80)
     return 'data:image/jpeg;base64,' + base64.b64encode(data.getvalue()).decode('ascii')

@@ -3,13 +3,14 @@
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from deit_detr.checkpoints.safe_loading import find_state_dict, load_checkpoint_file
 from deit_detr.errors import UserError
+from deit_detr.visualization.attention_page import attention_pictures
 from deit_detr.visualization.detections import Data, Evaluation, evaluate, predict, read_data
 from deit_detr.visualization.error_breakdown import (
     CORRECT,
@@ -67,6 +68,7 @@ class Subject:
         train_data, val_data: As its config finds them now.
         evaluation: Of its detections.
         score: The score threshold for everything that is counted or drawn, in 0..1.
+        attention: Pictures of where the detector looks, each with what it found there.
     """
 
     run: Run
@@ -76,6 +78,7 @@ class Subject:
     val_data: Data | None = None
     evaluation: Evaluation | None = None
     score: float | None = None
+    attention: list[tuple[str, str]] = field(default_factory=list)
 
 
 def make_report(
@@ -84,6 +87,7 @@ def make_report(
     checkpoint: Path | None = None,
     predictions: Sequence[Path] = (),
     max_images: int = 100,
+    max_attention: int = 4,
     cfg_options: dict | None = None,
 ) -> list[str]:
     """Write the report.
@@ -97,6 +101,7 @@ def make_report(
         checkpoint: Of the first work folder, in place of its best.
         predictions: COCO results files of the work folders, in their order.
         max_images: Pictures in the page; of more images, a third each of the worst, the best and of others.
+        max_attention: Images of which the page shows where the detector looks, those with the most boxes found.
         cfg_options: Overrides for the configs, for instance where the data lies now.
 
     Returns:
@@ -114,6 +119,8 @@ def make_report(
             _examine(
                 subject, checkpoint if index == 0 else None, predictions[index] if index < len(predictions) else None,
                 out.with_suffix('.compared.bbox.json' if index else '.bbox.json'))
+            if subject.evaluation and subject.num_parameters is not None and max_attention:
+                _look(subject, max_attention)
 
     names = [subject.run.folder.resolve().name for subject in subjects]
     if len(set(names)) < len(names):
@@ -159,6 +166,19 @@ def _examine(subject: Subject, checkpoint: Path | None, predictions: Path | None
     if subject.evaluation:
         # rounded down, as the page's slider has steps of 0.01
         subject.score = max(0.01, math.floor(100 * best_f1_threshold(subject.evaluation.matches)) / 100)
+
+
+def _look(subject: Subject, max_images: int) -> None:
+    """Draw where the detector looks, in the images with the most boxes found."""
+    params, matches = subject.evaluation.coco_eval.params, subject.evaluation.matches
+    correct = (matches.det_score >= subject.score) & (matches.det_kind == CORRECT)
+    found = np.bincount(matches.det_image[correct], minlength=len(params.imgIds))
+    best = [index for index in np.argsort(-found, kind='stable')[:max_images] if found[index]]
+    paths = [subject.evaluation.paths[params.imgIds[index]] for index in best]
+    try:
+        subject.attention = attention_pictures(subject.run.config, subject.checkpoint, paths, subject.score)
+    except UserError as error:
+        subject.run.missing.append(f'Where it looks: {error}.')
 
 
 def _facts(subjects: list[Subject]) -> list[tuple[str, list[str]]]:
