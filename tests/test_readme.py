@@ -100,6 +100,8 @@ def test_readme_commands_run(checkout, run):
         if start == 'bash tools/quickstart.sh':
             (pictures,) = re.findall(r'Pictures +(\S+)', output)
             assert len(list((checkout / pictures).glob('scene*/*.jpg'))) == 8
+            (report,) = re.findall(r'Report +(\S+)', output)
+            assert '<section id="pictures">' in (checkout / report).read_text()
             assert 'training from scratch' in output or 'downloaded' in output
     assert ran == len(ADAPTED)
     assert os.path.exists(checkout / 'work_dirs/detr_deit-tiny_8xb1-150e_scannet/epoch_1.pth')

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # From a fresh machine to a trained detector on rendered rooms:  bash tools/quickstart.sh
-# Environment, MiniScanNet, conversion, training, evaluation, pictures. What is finished is skipped on the next call.
+# Environment, MiniScanNet, conversion, training, evaluation, pictures, report. What is finished is skipped on the next
+# call.
 # Arguments go to make_mini_scannet.py, e.g. --train 40 --val 8 for a first look in a minute or two.
 #
 #   DEIT_CHECKPOINT=deit-tiny.pth   pretrained weights from a file (otherwise they are downloaded, if that is possible)
 set -euo pipefail
-case ${1:-} in -h | --help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
+case ${1:-} in -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 [ -z "${DEIT_CHECKPOINT:-}" ] || DEIT_CHECKPOINT=$(realpath "$DEIT_CHECKPOINT")
 cd "$(dirname "$0")/.."
 
@@ -16,13 +17,13 @@ data=data/mini-scannet
 begin=$SECONDS
 say() { printf '\n[%d:%02d] %s\n' $(((SECONDS - begin) / 60)) $(((SECONDS - begin) % 60)) "$1"; }
 
-say '1/6 Environment'
+say '1/7 Environment'
 . tools/setup_env.sh
 
-say '2/6 MiniScanNet: rendering rooms'
+say '2/7 MiniScanNet: rendering rooms'
 python tools/dataset_converters/make_mini_scannet.py $data/frames "$@"
 
-say '3/6 Converting to COCO-style boxes'
+say '3/7 Converting to COCO-style boxes'
 python tools/dataset_converters/scannet2coco.py $data/frames --out-dir $data
 
 options=()
@@ -40,19 +41,24 @@ else
     weights='none: the pretrained checkpoint cannot be reached, training from scratch (set DEIT_CHECKPOINT to a file to change that)'
     options=(--cfg-options model.backbone.init_cfg=None optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult=1.0)
 fi
-say "4/6 Training, about 7 minutes on 2 cores. Pretrained weights: $weights"
+say "4/7 Training, about 7 minutes on 2 cores. Pretrained weights: $weights"
 python tools/train.py $config --resume "${options[@]}"
 
 checkpoint=$(ls $work_dir/best_coco_bbox_mAP_epoch_*.pth | sort -V | tail -n 1)
-say "5/6 Evaluating $checkpoint, and drawing ground truth (left) beside predictions (right)"
-python tools/test.py $config "$checkpoint" --work-dir $work_dir/test --show-dir pictures
+say "5/7 Evaluating $checkpoint, and drawing ground truth (left) beside predictions (right)"
+python tools/test.py $config "$checkpoint" --work-dir $work_dir/test --show-dir pictures \
+    --cfg-options test_evaluator.outfile_prefix=$work_dir/test/results
 pictures=$(ls -d $work_dir/test/*/pictures | sort | tail -n 1)
 
-say '6/6 Done'
+say '6/7 Writing the report of the run'
+python tools/analysis_tools/report.py $work_dir --checkpoint "$checkpoint" --predictions $work_dir/test/results.bbox.json
+
+say '7/7 Done'
 cat <<TXT
 
   Data          $data/{train,val}, $data/scannet_objdet_{train,val}.json
   Checkpoint    $checkpoint
+  Report        $work_dir/report.html
   Pictures      $pictures
   Curves        tensorboard --logdir $work_dir
   Pretrained    $weights
