@@ -209,7 +209,8 @@ data = dict(samples_per_gpu=4, workers_per_gpu=0, train=dict(filter_empty_gt=Fal
     ("runner = dict(_delete_=True, type='IterBasedRunner', max_iters=9)", 'runner.max_epochs'),
     ("data = dict(train=dict(_delete_=True, type='RepeatDataset', times=2))", 'data.train: has no ann_file'),
     ("model = dict(bbox_head=dict(transformer=dict(_delete_=True, type='Transformer')))", "field 'encoder' is missing"),
-    ('1 / 0', 'ZeroDivisionError'),
+    ('x = 1 / 0', 'line 2: ZeroDivisionError'),
+    ('print(1)', 'line 2: this is code'),
     ('(', 'line 2: not valid Python'),
 ])
 def test_what_cannot_be_converted_is_one_sentence(tmp_path, text, message):

@@ -8,6 +8,11 @@ class UserError(Exception):
     """Bad input. The message names the file, the field and the fix, and is all the user sees."""
 
 
+def printable(text: str) -> str:
+    """The text in one line, with escapes in place of line breaks and other characters that steer a terminal."""
+    return ''.join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run a command line's ``main`` and exit with its status.
 
@@ -20,7 +25,7 @@ def run_cli(main: Callable[[], int | None]) -> None:
     try:
         sys.exit(main() or 0)
     except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(*map(printable, f'error: {error}'.split('\n')), sep='\n', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)

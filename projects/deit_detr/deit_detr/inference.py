@@ -21,6 +21,7 @@ from torch import nn
 
 from deit_detr.checkpoints.safe_loading import find_state_dict, load_checkpoint_file
 from deit_detr.errors import UserError
+from deit_detr.images import MAX_PIXELS, open_image
 
 #: A file, an 8-bit array as OpenCV has it (BGR), or a PIL image.
 ImageInput = str | Path | np.ndarray | Image.Image
@@ -161,15 +162,18 @@ class Detector(DetInferencer):
         if isinstance(image, Image.Image):
             if image.mode.startswith(('I', 'F')):
                 raise UserError(f'a PIL image of mode {image.mode}: convert it to 8 bits a channel first')
+            if not 0 < image.width * image.height <= MAX_PIXELS:
+                raise UserError(f'a PIL image of {image.width}x{image.height} pixels: between 1 and {MAX_PIXELS} of '
+                                'them are needed')
             try:
                 image = ImageOps.exif_transpose(image).convert('RGB')
-            except OSError as error:  # files are decoded when they are needed
+            except Exception as error:  # files are decoded when they are needed, by whatever opened them
                 raise UserError(f'a PIL image cannot be decoded ({error})') from None
             return np.ascontiguousarray(np.asarray(image)[..., ::-1])
         if not isinstance(image, np.ndarray):
             raise UserError(f'an image is a path, a NumPy array or a PIL image, not a {type(image).__name__}')
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,), (4,)) \
-                or not image.size:
+                or not 0 < image.size <= 4 * MAX_PIXELS:
             raise UserError(
                 f'an array of {image.dtype} and shape {image.shape} is no image: uint8 is needed, (height, width), '
                 '(height, width, 3) in BGR order or (height, width, 4) in BGRA order')
@@ -183,6 +187,7 @@ class Detector(DetInferencer):
         if not path.is_file():
             raise UserError(f'{path}: no such image file')
         try:
+            open_image(path).close()  # OpenCV would decode an image of any size
             return self._load_file(dict(img_path=str(path)))['img']
         except (AssertionError, ValueError, OSError, cv2.error) as error:
             raise UserError(f'{path}: cannot be read as an image ({error or "damaged or of another format"})') from None

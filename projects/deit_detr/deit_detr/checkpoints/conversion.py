@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from deit_detr.checkpoints.safe_loading import save_checkpoint_file
@@ -60,3 +61,25 @@ class Conversion:
         for reason, names in reasons.items():
             shown = ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
             print(f'  dropped {shown}: {reason}')
+
+
+def without_position(tensors: dict[str, Tensor], key: str, index: int, source: str | Path) -> Tensor:
+    """Leave one position out of a position embedding.
+
+    Args:
+        tensors: A state dict.
+        key: The embedding's, of shape (1, N, C).
+        index: The position.
+        source: The file, for the message.
+
+    Returns:
+        Tensor: (1, N - 1, C), with memory of its own.
+
+    Raises:
+        UserError: If there is no such embedding, or it has another shape.
+    """
+    embedding = tensors.get(key)
+    if embedding is None or embedding.ndim != 3 or embedding.shape[1] < 2:
+        shape = 'missing' if embedding is None else f'of shape {tuple(embedding.shape)}'
+        raise UserError(f'{source}: {key} is {shape}; (1, positions, channels) is needed, with those of all tokens')
+    return torch.cat((embedding[:, :index], embedding[:, index + 1:]), 1)

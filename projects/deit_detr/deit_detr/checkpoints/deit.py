@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from deit_detr.checkpoints.conversion import Conversion
+from deit_detr.checkpoints.conversion import Conversion, without_position
 from deit_detr.checkpoints.safe_loading import find_state_dict, load_checkpoint_file
 from deit_detr.errors import UserError
 
@@ -50,8 +50,7 @@ def convert_deit(source: str, keep_distillation: bool = False) -> Conversion:
             books.dropped[key] = 'a plain ViT has no distillation token'
             del tensors[key]
         # the order is class token, distillation token, patches
-        pos_embed = tensors['pos_embed']
-        tensors['pos_embed'] = pos_embed[:, [0, *range(2, pos_embed.shape[1])]].clone()
+        tensors['pos_embed'] = without_position(tensors, 'pos_embed', 1, source)
         books.dropped['second position of pos_embed'] = 'belongs to the distillation token'
     if keep_distillation and not distilled:
         raise UserError(f'{source}: has no distillation token to keep')

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from deit_detr.checkpoints.conversion import Conversion
+from deit_detr.checkpoints.conversion import Conversion, without_position
 from deit_detr.checkpoints.safe_loading import find_state_dict, load_checkpoint_file
 from deit_detr.errors import UserError
 
@@ -54,7 +54,7 @@ def convert_mmdet2x(source: str, keep_cls_token: bool = False, use_ema_copies: b
     tensors = find_state_dict(checkpoint, source)
     if any(key.startswith(('encoder.', 'decoder.')) for key in tensors):
         raise UserError(f'{source}: has mmdet 3.x keys already (encoder., decoder. at the top)')
-    old_meta = checkpoint.get('meta') or {}
+    old_meta = _read_meta(checkpoint.get('meta') or {}, source)
     books = Conversion(Path(source))
 
     _settle_ema_copies(tensors, books, use_ema_copies)
@@ -64,7 +64,7 @@ def convert_mmdet2x(source: str, keep_cls_token: bool = False, use_ema_copies: b
     for key, tensor in tensors.items():
         if key == 'bbox_head.loss_cls.class_weight':
             books.dropped[key] = 'the 3.x head builds it from loss_cls of the config'
-        elif new_key := _rename(key):
+        elif (new_key := _rename(key)) and new_key not in books.state_dict:
             books.state_dict[new_key] = tensor
         else:
             books.left.append(key)
@@ -86,6 +86,15 @@ def convert_mmdet2x(source: str, keep_cls_token: bool = False, use_ema_copies: b
         for name in checkpoint.keys() - {'meta', 'state_dict', 'optimizer'}:
             books.dropped[str(name)] = 'not a part of a 3.x checkpoint'
     return books, meta
+
+
+def _read_meta(meta: object, source: str) -> dict:
+    """``meta`` of the checkpoint, if the fields that are taken over are what 2.x puts there."""
+    classes = meta.get('CLASSES') if isinstance(meta, dict) else ()
+    if not isinstance(meta, dict) or classes and not (
+            isinstance(classes, (list, tuple)) and all(isinstance(name, str) for name in classes)):
+        raise UserError(f'{source}: field "meta" is not what mmdet 2.x writes: CLASSES has to list names')
+    return meta
 
 
 def _rename(key: str) -> str | None:
@@ -117,7 +126,7 @@ def _drop_cls_token(tensors: dict[str, Tensor], books: Conversion) -> None:
         return
     books.dropped['backbone.cls_token'] = 'unused with with_cls_token=False; 3.x does not have it then'
     if 'backbone.pos_embed' in tensors:
-        tensors['backbone.pos_embed'] = tensors['backbone.pos_embed'][:, 1:].clone()
+        tensors['backbone.pos_embed'] = without_position(tensors, 'backbone.pos_embed', 0, books.source)
         books.dropped['first position of backbone.pos_embed'] = 'belongs to the class token'
 
 

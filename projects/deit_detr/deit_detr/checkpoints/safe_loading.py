@@ -2,7 +2,6 @@
 
 import os
 import re
-import struct
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -10,37 +9,101 @@ from pickle import UnpicklingError
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from torch import Tensor
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, _weights_only_unpickler
 
 from deit_detr.errors import UserError
+
+#: NumPy's types of plain numbers, as pickles name them.
+_NUMBERS = frozenset(('b1', *(f'{kind}{size}' for kind in 'iu' for size in (1, 2, 4, 8)), 'f2', 'f4', 'f8'))
 
 
 def allow_mmengine_checkpoints() -> None:
     """Let ``torch.load(..., weights_only=True)``, the default since torch 2.6, read mmengine checkpoints.
 
-    The message hub in them keeps its scalars in ``HistoryBuffer`` objects, which hold NumPy arrays and name their
-    own methods through ``getattr``. Only those classes, and ``getattr`` for those methods alone, are added to
-    torch's list; everything else stays refused.
+    The message hub in them keeps its scalars in ``HistoryBuffer`` objects, which hold NumPy arrays. Under the names
+    of these classes and functions, stand-ins are added to torch's list, which make nothing but arrays and scalars of
+    plain numbers: the state of a real ``numpy.dtype`` can make NumPy take bytes of the file for addresses, and the
+    state of a real ``HistoryBuffer`` replaces the statistics of all others. Two names of torch's own list, with which
+    a small file can ask for any amount of memory, are narrowed as well.
     """
     torch.serialization.add_safe_globals([
-        HistoryBuffer,
-        (_getattr_of_history_buffer, 'builtins.getattr'),
-        np.ndarray,
-        np.dtype,
-        np._core.multiarray._reconstruct,
-        np._core.multiarray.scalar,
-        # NumPy 1 wrote the same functions under this name
-        (np._core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
-        (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
-        *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
+        (_RestoredBuffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
+        (_method_name, 'builtins.getattr'),
+        (_Array, 'numpy.ndarray'),
+        (_PlainDtype, 'numpy.dtype'),
+        # NumPy 1 wrote the same functions under the second name
+        *((function, f'numpy.{core}.multiarray.{name}') for core in ('_core', 'core')
+          for function, name in ((_empty_array, '_reconstruct'), (_scalar, 'scalar'))),
     ])
+    CheckpointLoader.register_scheme(
+        '', lambda filename, map_location: load_checkpoint_file(Path(filename).expanduser()), force=True)
+    allowed = _weights_only_unpickler._get_allowed_globals()
+    allowed.pop('builtins.bytearray', None)
+    allowed['_codecs.encode'] = _bytes_of_text
 
 
-def _getattr_of_history_buffer(owner: type, name: str) -> object:
-    """Stand in for ``getattr`` while a checkpoint is read, which could otherwise reach any attribute of any object."""
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
+class _PlainDtype:
+    """Stands in for ``numpy.dtype``: a type of plain numbers, in ``dtype``."""
+
+    def __init__(self, kind: str, *_) -> None:
+        if kind not in _NUMBERS:
+            raise UnpicklingError(f'Unsupported global: GLOBAL numpy.dtype of {kind!r}')
+        self.dtype = np.dtype(kind)
+
+    def __setstate__(self, state: tuple) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array(np.ndarray):
+    """Stands in for ``numpy.ndarray``, and is one; written to a file again, it is an array like all others."""
+
+    def __new__(cls, *_) -> '_Array':
+        return super().__new__(cls, 0)
+
+    def __setstate__(self, state: tuple) -> None:
+        version, shape, dtype, fortran_order, data = state
+        if not isinstance(dtype, _PlainDtype):
+            raise UnpicklingError('an array without a type')
+        super().__setstate__((version, shape, dtype.dtype, fortran_order, data))
+
+    def __reduce__(self) -> tuple:
+        return np.asarray(self).__reduce__()
+
+
+def _empty_array(*_) -> _Array:
+    """Stands in for the function that makes the array whose contents follow."""
+    return _Array()
+
+
+def _scalar(dtype: _PlainDtype, data: bytes) -> np.generic:
+    (value,) = np.frombuffer(data, dtype.dtype)
+    return value
+
+
+class _RestoredBuffer(HistoryBuffer):
+    """Stands in for ``HistoryBuffer``, and becomes one when its numbers are read."""
+
+    def __setstate__(self, state: dict) -> None:
+        buffers = state['_log_history'], state['_count_history']
+        if not all(isinstance(buffer, _Array) and buffer.ndim == 1 for buffer in buffers):
+            raise UnpicklingError('a HistoryBuffer without its numbers')
+        self.__init__(*buffers, int(state['max_length']))
+        self.__class__ = HistoryBuffer
+
+
+def _method_name(owner: type, name: str) -> str:
+    """Stands in for ``getattr``, which names the statistics of a ``HistoryBuffer`` and could reach anything."""
+    if owner is not _RestoredBuffer or name not in ('min', 'max', 'mean', 'current'):
         raise UnpicklingError(f'Unsupported global: GLOBAL builtins.getattr for {name!r}')
-    return getattr(owner, name)
+    return name
+
+
+def _bytes_of_text(text: str, encoding: str) -> bytes:
+    """Stands in for ``_codecs.encode``, by which pickles hold bytes; other encodings make more of them each time."""
+    if encoding != 'latin1':
+        raise UnpicklingError(f'Unsupported global: GLOBAL _codecs.encode as {encoding!r}')
+    return text.encode('latin1')
 
 
 def load_checkpoint_file(path: str | Path) -> dict:
@@ -68,35 +131,51 @@ def load_checkpoint_file(path: str | Path) -> dict:
         raise UserError(f'{path}: this is a Git LFS pointer, not a checkpoint. Fetch the file with `git lfs pull`')
     if path.suffix == '.safetensors':
         return _load_safetensors(path)
-    if head.startswith(b'PK') and not zipfile.is_zipfile(path):
-        raise UserError(f'{path}: the file is truncated. Download or copy it again')
+    if head.startswith(b'PK'):
+        _check_archive(path)
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except UnpicklingError as error:
+    except Exception as error:  # a damaged pickle makes the functions that it names raise whatever they like
         refused = re.search(r'GLOBAL (\S+)', str(error))
-        if refused is None:
+        if refused:
+            raise UserError(
+                f'{path}: refused, because loading it would run code: it holds a {refused[1]} object. If you trust '
+                'where it is from, open it in the environment that wrote it and save only the tensors, '
+                'torch.save({"state_dict": checkpoint["state_dict"]}, NEW_FILE), or ask its author for a .safetensors '
+                'file') from None
+        if isinstance(error, UnpicklingError):
             raise UserError(f'{path}: this is not a PyTorch checkpoint, or it is damaged') from None
-        raise UserError(
-            f'{path}: refused, because loading it would run code: it holds a {refused[1]} object. If you trust where '
-            'it is from, open it in the environment that wrote it and save only the tensors, '
-            'torch.save({"state_dict": checkpoint["state_dict"]}, NEW_FILE), or ask its author for a .safetensors '
-            'file') from None
-    except (EOFError, OSError, RuntimeError, struct.error):
         raise UserError(f'{path}: the file is truncated or damaged. Download or copy it again') from None
     if not isinstance(checkpoint, dict):
         raise UserError(f'{path}: holds a {type(checkpoint).__name__}, not a checkpoint or a state dict')
     return checkpoint
 
 
+def _check_archive(path: Path) -> None:
+    """Compare an archive with its checksums, which torch does not, and refuse compressed entries.
+
+    Torch writes none; one kilobyte can become gigabytes.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+            damaged = None if compressed else archive.testzip()
+    except Exception as error:  # zipfile trusts the directory at the end of the file
+        damaged, compressed = error, False
+    if compressed:
+        raise UserError(f'{path}: a compressed archive, which torch.save does not write. Save it again, or unpack it')
+    if damaged:
+        raise UserError(f'{path}: the file is truncated or damaged. Download or copy it again')
+
+
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError:
         raise UserError(f'{path}: reading it needs the safetensors package: pip install safetensors') from None
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except Exception as error:  # its own, and torch's for types and sizes that torch has not
         raise UserError(f'{path}: not a safetensors file, or damaged ({error})') from None
 
 
@@ -117,12 +196,21 @@ def find_state_dict(checkpoint: dict, path: str | Path) -> dict[str, Tensor]:
     state_dict = checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
     if not isinstance(state_dict, dict) or not state_dict:
         raise UserError(f'{path}: no tensors under "state_dict", under "model" or at the top')
-    other = [str(key) for key, value in state_dict.items() if not isinstance(value, Tensor)]
+    other = [repr(key) for key, value in state_dict.items() if not (isinstance(key, str) and _is_plain(value))]
     if other:
-        raise UserError(f'{path}: these entries of the state dict are not tensors: {", ".join(other[:10])}')
+        raise UserError(
+            f'{path}: these entries of the state dict are not named tensors with all their values: '
+            f'{", ".join(other[:10])}')
     if all(key.startswith('module.') for key in state_dict):
         state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
     return dict(state_dict)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor whose values all lie in the file: a view can repeat one of them without end."""
+    return (
+        isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes())
 
 
 def save_checkpoint_file(checkpoint: dict, path: str | Path) -> None:

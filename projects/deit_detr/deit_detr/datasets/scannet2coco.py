@@ -29,7 +29,7 @@ from threading import Thread
 
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from .scannet_classes import STUFF_IDS, scannet_metainfo
 from .scannet_frames import COMBINE_HINT, Frame, Problem, ReadOptions, read_scene
 
@@ -162,7 +162,10 @@ def read_splits(splits_dir: Path) -> dict[str, list[str]]:
         path = splits_dir / f'scannetv2_{split}.txt'
         if not path.is_file():
             raise UserError(f'{path}: no such scene list; --splits-dir must hold those of data/splits')
-        splits[split] = path.read_text().split()
+        try:
+            splits[split] = path.read_text(encoding='utf-8').split()
+        except UnicodeDecodeError:
+            raise UserError(f'{path}: not a text in UTF-8; --splits-dir must hold the lists of data/splits') from None
     return splits
 
 
@@ -329,7 +332,7 @@ def _replaced_when_complete(path: Path) -> Iterator:
     """Open a temporary file that takes the place of ``path`` if the block succeeds, and disappears if not."""
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        with temporary.open('w') as file:
+        with temporary.open('w', encoding='utf-8') as file:
             yield file
         temporary.replace(path)
     finally:
@@ -342,7 +345,7 @@ def _write_report(summary: Summary) -> None:
         summary.report_path.unlink(missing_ok=True)
         return
     with _replaced_when_complete(summary.report_path) as file:
-        file.writelines('\t'.join(problem) + '\n' for problem in summary.problems)
+        file.writelines('\t'.join(map(printable, problem)) + '\n' for problem in summary.problems)
 
 
 def _plan_links(summary: Summary, out_dir: Path) -> dict[Path, Path]:

@@ -13,16 +13,22 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..images import open_image
 from .scannet_classes import STUFF_IDS
 
 #: Largest id of the NYU40 label set.
 MAX_NYU40_ID = 40
+#: The largest frame, in pixels: finding its segments takes up to 50 bytes each. Those of ScanNet have 1.25 million.
+MAX_FRAME_PIXELS = 20_000_000
 
 #: How to make instance maps like those of scannet_frames_25k from a raw export; ends several messages.
 COMBINE_HINT = (
     'map the raw ids of label-filt to NYU40 through scannetv2-labels.combined.tsv (columns id, nyu40id), '
     'then write instance/*.png as 16-bit: nyu40 * 1000 + instance id, and 0 where nyu40 is 0'
 )
+
+#: EXIF's number of the field that says how to turn an image.
+_ORIENTATION = 0x0112
 
 SCALED_NOTE = 'instance map scaled to the size of its JPEG'
 UNCHECKED_NOTE = 'ids below 1000 not cross-checked, the label map is missing'
@@ -165,15 +171,19 @@ def read_jpeg_size(path: Path) -> tuple[int, int]:
     """
     try:
         with path.open('rb') as file:
-            size = Image.open(file, formats=['JPEG']).size
+            image = open_image(file, ('JPEG',), MAX_FRAME_PIXELS)
+            size, turned = image.size, image.getexif().get(_ORIENTATION, 1) != 1
             file.seek(-min(file.seek(0, io.SEEK_END), 4096), io.SEEK_END)
             complete = file.read().rstrip(b'\0').endswith(b'\xff\xd9')
     except FileNotFoundError:
         raise BadFrame('no-jpeg', path, 'the JPEG of this frame is missing; extract it again') from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise BadFrame('bad-jpeg', path, f'unreadable ({_one_line(error)}); extract it again') from None
+        raise BadFrame('bad-jpeg', path, f'unreadable ({error}); extract it again') from None
     if not complete:
         raise BadFrame('bad-jpeg', path, 'truncated, the JPEG has no end marker; extract it again')
+    if turned:
+        text = 'has an EXIF orientation, so that training would turn it, but not its boxes; write it upright without'
+        raise BadFrame('turned-jpeg', path, text)
     return size
 
 
@@ -193,8 +203,8 @@ def read_png(path: Path, size: tuple[int, int], need_16_bit: bool = False) -> tu
     """
     try:
         data = path.read_bytes()
-        Image.open(io.BytesIO(data), formats=['PNG']).verify()
-        image = Image.open(io.BytesIO(data), formats=['PNG'])
+        open_image(io.BytesIO(data), ('PNG',), MAX_FRAME_PIXELS).verify()
+        image = open_image(io.BytesIO(data), ('PNG',), MAX_FRAME_PIXELS)
         if need_16_bit and not image.mode.startswith('I'):
             text = (
                 f'not a 16-bit instance map as in scannet_frames_25k (Pillow mode {image.mode}). '
@@ -208,7 +218,7 @@ def read_png(path: Path, size: tuple[int, int], need_16_bit: bool = False) -> tu
     except FileNotFoundError:
         raise BadFrame('no-png', path, 'the PNG of this frame is missing; extract it again') from None
     except (OSError, SyntaxError, ValueError) as error:
-        text = f'truncated or damaged ({_one_line(error)}); extract it again'
+        text = f'truncated or damaged ({error}); extract it again'
         raise BadFrame('bad-png', path, text) from None
 
 
@@ -274,8 +284,3 @@ def _encode(mask: np.ndarray) -> dict:
 
     rle = mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))
     return dict(size=[int(n) for n in rle['size']], counts=rle['counts'].decode('ascii'))
-
-
-def _one_line(error: Exception) -> str:
-    """The message without the memory address that Pillow prints in place of a file name."""
-    return str(error).split(' <_io', 1)[0].strip() or type(error).__name__

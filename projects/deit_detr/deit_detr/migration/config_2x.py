@@ -4,6 +4,7 @@ Every function here takes what it translates out of the old config, piece by pie
 was not translated, and is listed: nothing is dropped silently.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def convert_config_2x(path: str | Path) -> ConvertedConfig:
     """Translate a 2.x DETR config.
 
     Args:
-        path: The config. It is Python code, and reading it runs it.
+        path: The config.
 
     Returns:
         ConvertedConfig: The 3.x config and what is left to do.
@@ -61,8 +62,9 @@ def convert_config_2x(path: str | Path) -> ConvertedConfig:
     missing = [name for name in ('model', 'data', 'optimizer') if name not in original]
     if missing:
         raise UserError(f'{path}: not a complete config of mmdet 2.x: {", ".join(missing)} missing')
-    if original['model'].get('type') != 'DETR':
-        raise UserError(f'{path}: field model.type: {original["model"].get("type")!r}; only DETR can be translated')
+    kind = original['model'].get('type') if isinstance(original['model'], dict) else original['model']
+    if kind != 'DETR':
+        raise UserError(f'{path}: field model.type: {shortened(kind)}; only DETR can be translated')
 
     old, by_hand, preprocessor = unshared(original), [], {}
     try:
@@ -79,6 +81,8 @@ def convert_config_2x(path: str | Path) -> ConvertedConfig:
         raise UserError(f'{path}: not a 2.x DETR config: field {error} is missing') from None
     except UserError as error:
         raise UserError(f'{path}: {error}') from None
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise UserError(f'{path}: not a 2.x DETR config: a field is of another kind than there ({error})') from None
     _take_variables(old, legacy)
     by_hand += [f'{name} = {shortened(value)}' for name, value in leaves(old, '')]
 
@@ -294,8 +298,11 @@ def _joined(root: str, path: str) -> str:
 
 
 def _data_root_from_environment(root: str) -> str:
-    """2.x train.py put MMDET_DATASETS in place of the config's data_root; in 3.x the config has to say so."""
-    return '{{$MMDET_DATASETS:' + root + '}}'
+    """2.x train.py put MMDET_DATASETS in place of the config's data_root; in 3.x the config has to say so.
+
+    mmengine fills that in before it reads the config as Python, and only without spaces and quotes.
+    """
+    return '{{$MMDET_DATASETS:' + root + '}}' if re.fullmatch(r'[^\s{}\'"\\]+', root) else root
 
 
 # Schedule and runtime

@@ -1,6 +1,9 @@
 """Writing a config as a person would: short dicts on one line, repeated values by the name of a variable."""
 
 import textwrap
+from keyword import iskeyword
+
+from deit_detr.errors import printable
 
 _WIDTH = 110
 
@@ -17,7 +20,7 @@ def config_text(header: list[str], variables: dict, settings: dict) -> str:
     Returns:
         str: Python source; running it gives ``variables`` and ``settings``.
     """
-    names, blocks = [], ['\n'.join(f'# {line}'.rstrip() for line in header)]
+    names, blocks = [], ['\n'.join(f'# {printable(line)}'.rstrip() for line in header)]
     for name, value in variables.items():
         blocks.append(f'{name} = {_format(value, 0, len(name) + 3, names)}')
         names.append((name, value))
@@ -35,7 +38,8 @@ def _format(value, indent: int, used: int, names: list) -> str:
             return name
         if isinstance(value, str) and isinstance(named, str) and named and value.startswith(named):
             return f'{name} + {value.removeprefix(named)!r}'
-    if isinstance(value, dict) and all(isinstance(key, str) and key.isidentifier() for key in value):
+    if isinstance(value, dict) and all(
+            isinstance(key, str) and key.isidentifier() and not iskeyword(key) for key in value):
         opening, closing, parts = 'dict(', ')', [(f'{key}=', item) for key, item in value.items()]
     elif isinstance(value, dict):
         opening, closing, parts = '{', '}', [(f'{key!r}: ', item) for key, item in value.items()]

@@ -1,13 +1,12 @@
 """Reading a config of mmdet 2.x, also when the files it inherits from are not where it says."""
 
 import ast
-import re
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmengine.config import Config
 
+from deit_detr.config_values import ConfigValues, parse_config
 from deit_detr.errors import UserError
 
 #: What mmdet 2.28's `configs/_base_/default_runtime.py` sets, for configs that come without their mmdet checkout.
@@ -27,6 +26,8 @@ auto_scale_lr = dict(enable=False, base_batch_size=16)
 
 #: Settings that only mmdet 3.x configs have.
 _ONLY_3X = {'train_dataloader', 'val_evaluator', 'optim_wrapper', 'default_hooks', 'default_scope', 'train_cfg'}
+#: More files than a config inherits from.
+_MAX_BASES = 20
 
 
 @dataclass
@@ -45,7 +46,7 @@ class LegacyConfig:
 
 
 def read_config_2x(path: str | Path) -> LegacyConfig:
-    """Read a 2.x config. A config is Python code, and reading it runs it.
+    """Read a 2.x config without running it.
 
     A file of ``_base_`` that is missing is looked for by its name beside the config that names it; for mmdet's
     ``default_runtime.py`` the values of mmdet 2.28 stand in.
@@ -57,18 +58,12 @@ def read_config_2x(path: str | Path) -> LegacyConfig:
         LegacyConfig: Settings, variables and notes.
 
     Raises:
-        UserError: If a file is missing, is not a config, or is one of mmdet 3.x.
+        UserError: If a file is missing, is not a config, holds code, or is one of mmdet 3.x.
     """
     path, config = Path(path), LegacyConfig()
     if path.suffix != '.py':
         raise UserError(f'{path}: a Python config (.py) is expected')
-    with tempfile.TemporaryDirectory() as folder:
-        staged = _stage(path, Path(folder), config)
-        try:
-            config.settings = Config.fromfile(staged, import_custom_modules=False)._cfg_dict.to_dict()
-        except Exception as error:  # the config is code: it can raise anything
-            message = str(error).replace(str(folder), '').strip()
-            raise UserError(f'{path}: cannot be read as a config: {type(error).__name__}: {message}') from None
+    config.settings = _read_file(path, config, ConfigValues(), [])
     newer = sorted(_ONLY_3X & config.settings.keys())
     if newer:
         raise UserError(
@@ -77,38 +72,58 @@ def read_config_2x(path: str | Path) -> LegacyConfig:
     return config
 
 
-def _stage(path: Path, folder: Path, config: LegacyConfig) -> Path:
-    """Copy a config into ``folder``, after the files it inherits from, with ``_base_`` naming the copies."""
+def _read_file(path: Path, config: LegacyConfig, values: ConfigValues, seen: list[Path]) -> dict:
+    """Settings of a file, merged into those that it inherits; ``seen`` are the files read so far."""
     if not path.is_file():
         raise UserError(f'{path}: no such config file')
-    text = path.read_text(encoding='utf-8')
-    try:
-        tree = ast.parse(text)
-    except SyntaxError as error:
-        raise UserError(f'{path}, line {error.lineno}: not valid Python: {error.msg}') from None
+    if path.resolve() in seen or len(seen) > _MAX_BASES:
+        raise UserError(f'{path}: field `_base_`: inherited twice or by itself, or one of more than {_MAX_BASES} files')
+    seen.append(path.resolve())
+    tree = parse_config(path)
     config.variables |= {
         node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    config.variables |= set(re.findall(r'_base_\.(\w+)', text))
-    lines = text.splitlines()
+    config.variables |= {
+        node.attr for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == '_base_'}
+    base = {}
+    for name in _base_names(path, tree):
+        found = _find_base(path, name, config.notes)
+        if found is None:
+            settings = values.read(ast.parse(_DEFAULT_RUNTIME), {})
+        else:
+            settings = _read_file(found, config, values, seen)
+        if twice := base.keys() & settings.keys():
+            raise UserError(f'{path}: field `_base_`: two of the files set {", ".join(sorted(twice))}')
+        base |= settings
+    try:
+        own = values.read(tree, base)
+        own.pop('_base_', None)
+        merged = Config(base)
+        merged.merge_from_dict(own, allow_list_keys=False)
+    except UserError as error:
+        raise UserError(f'{path}, {error}') from None
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f'{path}: cannot be read as a config: {type(error).__name__}: {error}') from None
+    return merged._cfg_dict.to_dict()
+
+
+def _base_names(path: Path, tree: ast.Module) -> list[str]:
     for node in tree.body:
-        if not (isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', None) == '_base_'):
-            continue
-        try:
-            bases = ast.literal_eval(node.value)
-        except ValueError:
-            raise UserError(f'{path}, line {node.lineno}: `_base_` is not a plain string or list') from None
-        staged = []
-        for base in [bases] if isinstance(bases, str) else bases:
-            found = _find_base(path, base, folder, config.notes)
-            staged.append(str(_stage(found, folder, config)))
-        lines[node.lineno - 1:node.end_lineno] = [f'_base_ = {staged}']
-        break
-    copy = folder / f'{len(list(folder.iterdir()))}_{path.name}'
-    copy.write_text('\n'.join(lines) + '\n', encoding='utf-8')
-    return copy
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', None) == '_base_':
+            try:
+                names = ast.literal_eval(node.value)
+            except (ValueError, TypeError, RecursionError):
+                names = None
+            names = [names] if isinstance(names, str) else names
+            if not isinstance(names, list) or len(names) > _MAX_BASES or not all(
+                    isinstance(name, str) for name in names):
+                raise UserError(f'{path}, line {node.lineno}: `_base_` is not a plain string or list')
+            return names
+    return []
 
 
-def _find_base(path: Path, base: str, folder: Path, notes: list[str]) -> Path:
+def _find_base(path: Path, base: str, notes: list[str]) -> Path | None:
+    """Where a base file is; ``None`` stands for mmdet's default runtime."""
     named, beside = path.parent / base, path.parent / Path(base).name
     if named.is_file():
         return named
@@ -117,7 +132,5 @@ def _find_base(path: Path, base: str, folder: Path, notes: list[str]) -> Path:
         return beside
     if named.name == 'default_runtime.py':
         notes.append(f'{base}: not there; the values of mmdet 2.28 were taken')
-        builtin = folder / 'default_runtime.py'
-        builtin.write_text(_DEFAULT_RUNTIME, encoding='utf-8')
-        return builtin
+        return None
     raise UserError(f'{path}: field `_base_`: {base} is neither at {named} nor beside the config. Put it there')

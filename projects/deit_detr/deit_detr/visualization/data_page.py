@@ -1,6 +1,5 @@
 """A page about annotation files, to be looked at before anyone trains on them: pictures, distributions, odd boxes."""
 
-import json
 import math
 import os
 from collections import Counter
@@ -13,8 +12,9 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
-from deit_detr.datasets.checked_coco import find_problems
+from deit_detr.datasets.checked_coco import read_annotations
 from deit_detr.errors import UserError
+from deit_detr.images import open_image
 from deit_detr.visualization.html import class_colour, gallery_image, percent, write_page
 
 TINY, THIN, WHOLE, TWICE_IOU = 4, 20, 0.95, 0.95
@@ -150,26 +150,9 @@ def read_split(ann_file: Path, img_dir: Path) -> Split:
     Raises:
         UserError: If there is no such file, or training would refuse it.
     """
-    if not ann_file.is_file():
-        raise UserError(f'{ann_file}: no such annotation file')
-    try:
-        content = json.loads(ann_file.read_bytes())
-    except ValueError as error:
-        raise UserError(f'{ann_file}: not a JSON file ({error})') from None
-    problems = find_problems(content)
-    if problems:
-        raise UserError(f'{ann_file}: {"; ".join(problems)}')
-    for image in content['images']:
-        if not all(isinstance(image[side], int) and image[side] > 0 for side in ('width', 'height')):
-            raise UserError(f'{ann_file}: image {image["id"]}: fields "width" and "height" have to be whole numbers '
-                            f'above 0, not {image["width"]!r} and {image["height"]!r}')
+    content = read_annotations(ann_file, ann_file)
     boxes = {image['id']: [] for image in content['images']}
     for box in content.get('annotations', []):
-        sides = box['bbox']
-        if not isinstance(sides, list) or len(sides) != 4 or not all(
-                isinstance(side, int | float) and math.isfinite(side) for side in sides):
-            raise UserError(f'{ann_file}: annotation {box["id"]}: field "bbox" has to be four numbers, '
-                            f'[left, top, width, height], not {sides!r}')
         boxes[box['image_id']].append(box)
     stuff = {row['id'] for row in content['categories'] if row.get('supercategory') == 'stuff'}
     split = Split(ann_file.stem.rsplit('_', 1)[-1], img_dir, {row['id']: row['name'] for row in content['categories']},
@@ -184,7 +167,7 @@ def read_split(ann_file: Path, img_dir: Path) -> Split:
 def _image_oddities(image: dict, boxes: list[dict], img_dir: Path) -> list[str]:
     names = [] if boxes else ['no box']
     try:
-        with Image.open(img_dir / image['file_name']) as file:  # reads the header only
+        with open_image(img_dir / image['file_name']) as file:
             if file.size != (image['width'], image['height']):
                 names.append('other size')
     except (OSError, SyntaxError, ValueError):
@@ -293,7 +276,7 @@ def _write_sheet(path: Path, chosen: list[tuple[Split, dict]], classes: list[str
     sheet = Image.new('RGB', (columns * width, math.ceil(len(picked) / columns) * height), 'grey')
     for place, (split, image) in enumerate(picked):
         try:
-            with Image.open(split.img_dir / image['file_name']) as file:
+            with open_image(split.img_dir / image['file_name']) as file:
                 tile = file.convert('RGB').resize((width, height))
         except (OSError, SyntaxError, ValueError):
             tile = Image.new('RGB', (width, height))

@@ -23,6 +23,7 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from deit_detr.checkpoints.safe_loading import load_checkpoint_file
+from deit_detr.datasets.checked_coco import is_number
 from deit_detr.errors import UserError
 from deit_detr.visualization.error_breakdown import Matches, match_boxes
 
@@ -197,21 +198,18 @@ def _read_predictions(path: Path, image_ids: set[int], category_ids: set[int]) -
         raise UserError(f'{path}: no such file of predictions; {make}')
     try:
         rows = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f'{path}: not a COCO results file (JSON); {make}') from None
     if not isinstance(rows, list):
         raise UserError(f'{path}: holds no list of detections; {make}')
     for number, row in enumerate(rows):
         fields = row if isinstance(row, dict) else {}
         box, score = fields.get('bbox'), fields.get('score')
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, [*box, score])):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, [*box, score])):
             raise UserError(f'{path}: entry {number} needs "bbox" of four finite numbers and "score"; {make}')
         for name, known in (('image_id', image_ids), ('category_id', category_ids)):
-            if not _is_number(fields.get(name)) or fields[name] not in known:
+            if not is_number(fields.get(name)) or fields[name] not in known:
                 raise UserError(f'{path}: entry {number} has {name} {fields.get(name)!r}, which is not in the '
                                 'annotations of the validation data: predictions of other data?')
     return rows
 
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
-from PIL import Image
 
 from deit_detr.datasets.scannet_classes import SCANNET_CLASSES
 from deit_detr.errors import UserError
+from deit_detr.images import open_image
 
 #: Width of the pictures in a page, in pixels; smaller ones stay as they are.
 PICTURE_WIDTH = 480
@@ -42,7 +42,7 @@ def write_page(path: Path, template: str, **context) -> None:
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding='utf-8')
+        temporary.write_text(text, encoding='utf-8', errors='replace')  # file names can be anything
         temporary.replace(path)
     except OSError as error:
         raise UserError(f'{path}: cannot be written ({error.strerror})') from error
@@ -77,7 +77,7 @@ def class_colour(name: str, index: int) -> str:
 def picture(path: str | Path) -> str | None:
     """A picture as a data URI of a JPEG at most :data:`PICTURE_WIDTH` wide; ``None`` if it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.draft('RGB', (PICTURE_WIDTH, PICTURE_WIDTH))  # JPEG decoders scale down for less than a full decoding
             image = image.convert('RGB')
             image.thumbnail((PICTURE_WIDTH, 4 * PICTURE_WIDTH))

@@ -40,6 +40,10 @@ class VideoFrames:
     def __init__(self, path: str | Path) -> None:
         if not Path(path).is_file():
             raise UserError(f'{path}: no such file')
+        with open(path, 'rb') as file:
+            head = file.read(1024)
+        if b'\0' not in head or head.startswith((b'#EXTM3U', b'ffconcat')):  # FFmpeg opens what playlists name
+            raise UserError(f'{path}: neither an image nor a video: this is text')
         self._capture = cv2.VideoCapture(str(path))
         found, self._first = self._capture.read()
         if not found:

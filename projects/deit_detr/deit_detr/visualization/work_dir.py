@@ -11,6 +11,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from deit_detr.config_values import ConfigValues, parse_config
+from deit_detr.datasets.checked_coco import is_number
 from deit_detr.errors import UserError
 
 #: The lines of the log's header that tell one machine from another, and those that begin with GPU; paths and compiler
@@ -20,7 +22,7 @@ ENVIRONMENT = (
     'seed')
 _START = re.compile(r'\d{8}_\d{6}')
 _TIME = re.compile(r'^(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - ', re.M)
-_EPOCH_LENGTH = re.compile(r'Epoch\(train\) +\[ *\d+\]\[ *\d+/(\d+)\]')
+_EPOCH_LENGTH = re.compile(r'Epoch\(train\) +\[ *\d+\]\[ *\d+/(\d{1,9})\]')
 
 
 @dataclass
@@ -75,10 +77,11 @@ class Run:
     @property
     def planned_iters(self) -> int | None:
         """How many iterations the config asks for, as far as that is known."""
-        loop = (self.config or {}).get('train_cfg') or {}
-        if loop.get('max_iters'):
-            return loop['max_iters']
-        return loop['max_epochs'] * self.epoch_length if loop.get('max_epochs') and self.epoch_length else None
+        loop = (self.config or {}).get('train_cfg')
+        max_iters, max_epochs = (
+            loop.get(name) if isinstance(loop, dict) and isinstance(loop.get(name), int) else None
+            for name in ('max_iters', 'max_epochs'))
+        return max_iters or (max_epochs * self.epoch_length if max_epochs and self.epoch_length else None)
 
 
 def read_run(work_dir: str | Path) -> Run:
@@ -113,7 +116,10 @@ def read_run(work_dir: str | Path) -> Run:
     trained = [folder / start.name / 'vis_data/config.py' for start in reversed(run.starts)]
     run.config = _read_config([path for path in [*trained, *reversed(configs)] if path.is_file()], run)
     if run.planned_iters and run.train:
-        interval = run.config.get('default_hooks', {}).get('logger', {}).get('interval', 10)
+        hook = run.config.get('default_hooks')
+        hook = hook.get('logger') if isinstance(hook, dict) else None
+        interval = hook.get('interval') if isinstance(hook, dict) else None
+        interval = interval if isinstance(interval, int) else 10
         if run.train[-1]['iter'] + interval <= run.planned_iters:
             run.missing.append(f'Not finished: iteration {run.train[-1]["iter"]} of {run.planned_iters} was the last '
                                'that was logged.')
@@ -128,8 +134,10 @@ def _read_start(folder: Path, run: Run) -> None:
     scalars = folder / 'vis_data/scalars.json'
     for line in scalars.read_text(errors='replace').splitlines() if scalars.is_file() else ():
         try:
-            row = dict(json.loads(line))
-        except (ValueError, TypeError):
+            row = {key: value for key, value in json.loads(line).items() if is_number(value) or value != value}
+            if 'iter' in row and not isinstance(row['iter'], int):
+                raise ValueError(row['iter'])
+        except (ValueError, AttributeError, RecursionError):
             damaged += 1
             continue
         if 'lr' in row and 'iter' in row:
@@ -144,7 +152,10 @@ def _read_start(folder: Path, run: Run) -> None:
         return
     run.train = [row for row in run.train if row['iter'] < train[0]['iter']] + train
     run.val = [row for row in run.val if row['iter'] < train[0]['iter']] + val
-    times = [datetime.strptime(time, '%Y/%m/%d %H:%M:%S') for time in _TIME.findall(log)]
+    try:
+        times = [datetime.strptime(time, '%Y/%m/%d %H:%M:%S') for time in _TIME.findall(log)]
+    except ValueError:  # not a day
+        times = []
     run.starts.append(Start(
         folder.name, train[0]['iter'], train[-1]['iter'], times[-1] - times[0] if times else None))
     if not log:
@@ -158,12 +169,12 @@ def _read_start(folder: Path, run: Run) -> None:
 
 
 def _read_config(paths: list[Path], run: Run) -> Config | None:
-    """The first of these that can be read."""
+    """The first of these that can be read, without running it: mmengine writes nothing but values there."""
     for path in paths:
         try:
-            return Config.fromfile(path)
-        except Exception as error:  # a config is a program: whatever it raises, the page says so
-            run.missing.append(f'{path.relative_to(run.folder)}: cannot be read ({type(error).__name__}).')
+            return Config(ConfigValues().read(parse_config(path), {}))
+        except (UserError, KeyError, TypeError) as error:
+            run.missing.append(f'{path.relative_to(run.folder)}: cannot be read ({error}).')
     run.missing.append('No readable config: nothing can be said about model and data, and nothing is evaluated.')
     return None
 

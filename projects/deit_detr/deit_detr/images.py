@@ -1,0 +1,43 @@
+"""Image files from anywhere: opened by few decoders, and only if their pixels fit into memory."""
+
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+#: The largest image that is decoded, in pixels: 3 bytes each, in several copies. A ScanNet frame has 1.25 million.
+MAX_PIXELS = 80_000_000
+#: Pillow's names of the formats. Others have decoders that nobody needs here; that of EPS runs another program.
+FORMATS = ('BMP', 'GIF', 'JPEG', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP')
+
+
+class ImageFileError(ValueError):
+    """The file is no image that can be decoded; the message says why, and does not name it."""
+
+
+def open_image(file: str | Path | BinaryIO, formats: tuple[str, ...] = FORMATS, max_pixels: int = MAX_PIXELS) -> Image:
+    """Open an image file; only its header is read.
+
+    Args:
+        file: Path, or an open file.
+        formats: Pillow's names of the formats that are expected.
+        max_pixels: Refuse images with more.
+
+    Returns:
+        Image: To be used in a ``with`` statement. Decoding it may still raise OSError, SyntaxError or ValueError.
+
+    Raises:
+        ImageFileError: If it is not of these formats, damaged at its beginning, or too large.
+        OSError: If the file cannot be opened.
+    """
+    try:
+        image = Image.open(file, formats=formats)
+    except Exception as error:  # the decoders of Pillow raise whatever the bytes of the file lead to
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise ImageFileError(str(error).split(' <_io', 1)[0].strip() or type(error).__name__) from None
+    if image.width * image.height > max_pixels:
+        size = image.size
+        image.close()
+        raise ImageFileError(f'too large: {size[0]}x{size[1]}, more than {max_pixels / 1e6:g} million pixels')
+    return image
