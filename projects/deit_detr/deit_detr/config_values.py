@@ -72,7 +72,9 @@ class ConfigValues:
         for node in tree.body:
             try:
                 if isinstance(node, ast.Assign) and all(isinstance(target, ast.Name) for target in node.targets):
-                    self._names.update(dict.fromkeys((target.id for target in node.targets), self._value(node.value)))
+                    value = self._value(node.value)
+                    _size(value)  # of literals, too, the depth has to be bounded
+                    self._names.update(dict.fromkeys((target.id for target in node.targets), value))
                 elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
                     raise _NoData(ast.unparse(node))
             except _NoData as error:
@@ -133,7 +135,13 @@ class ConfigValues:
     def _dict(self, items: list[tuple]) -> dict:
         values = {}
         for key, node in items:
-            values |= self._value(node) if key is None else {key: self._value(node)}
+            value = self._value(node)
+            if key is not None:
+                values[key] = value
+            elif isinstance(value, dict):
+                values |= value
+            else:
+                raise TypeError(f'** before a {type(value).__name__}')
         return values
 
     def _looped(self, generators: list[ast.comprehension], make: Callable[[], object]) -> list:

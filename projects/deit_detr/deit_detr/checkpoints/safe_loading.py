@@ -2,6 +2,7 @@
 
 import os
 import re
+import tarfile
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -133,6 +134,8 @@ def load_checkpoint_file(path: str | Path) -> dict:
         return _load_safetensors(path)
     if head.startswith(b'PK'):
         _check_archive(path)
+    elif tarfile.is_tarfile(path):  # torch would unpack it, whatever it holds
+        raise UserError(f'{path}: in the tar format of torch before 0.2. Save it again with a newer one')
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # a damaged pickle makes the functions that it names raise whatever they like

@@ -145,6 +145,10 @@ class CheckedCocoDataset(CocoDataset):
     def filter_data(self) -> list[dict]:
         """Leave out what ``filter_cfg`` asks for in training, and say how many images that is."""
         kept = super().filter_data()
+        if not kept:
+            raise UserError(
+                f'{self.ann_file}: none of its {len(self.data_list)} images can be used: there are none, or they have '
+                'no box or are smaller than filter_cfg.min_size')
         dropped = len(self.data_list) - len(kept)
         if dropped:
             print_log(
