@@ -21,8 +21,10 @@ SCALE = int(os.environ.get('FUZZ_SCALE', 1))
 
 #: Events of Python's audit hooks that mean that a program or a connection was started.
 STARTED = {'os.system', 'os.exec', 'os.posix_spawn', 'os.fork', 'subprocess.Popen', 'socket.connect', 'pty.spawn'}
-#: Events that change files, their first argument being the path.
-CHANGED = {'os.mkdir', 'os.remove', 'os.rename', 'os.rmdir', 'os.symlink', 'os.truncate', 'os.chmod', 'os.link'}
+#: Events that change files, and which argument is the path.
+CHANGED = {
+    'os.mkdir': 0, 'os.remove': 0, 'os.rename': 1, 'os.rmdir': 0, 'os.symlink': 1, 'os.truncate': 0, 'os.chmod': 0,
+    'os.link': 1}
 _watched: list[tuple[Path, list[str]]] = []
 
 
@@ -41,8 +43,9 @@ def _audit(event: str, arguments: tuple) -> None:
         events.append(f'{event}{arguments[:2]}')
         return
     writes = event == 'open' and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-    if (writes or event in CHANGED) and isinstance(arguments[0], (str, bytes, os.PathLike)):
-        path = Path(os.fsdecode(arguments[0])).absolute()
+    path = arguments[CHANGED.get(event, 0)] if writes or event in CHANGED else None
+    if isinstance(path, (str, bytes, os.PathLike)):
+        path = Path(os.fsdecode(path)).absolute()
         if not path.is_relative_to(folder) and path.parts[1:2] != ('dev',):
             events.append(f'{event} {path}')
 

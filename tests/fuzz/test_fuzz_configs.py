@@ -96,7 +96,8 @@ EXPRESSIONS = st.recursive(NAMES | LITERALS, lambda inner: st.one_of(
     st.tuples(NAMES, inner).map(lambda parts: f'{parts[0]}({parts[1]})'),
     st.tuples(inner, inner).map(lambda parts: f'[{parts[0]} for x in {parts[1]}]'),
     inner.map(lambda part: f'dict(**{part})'), inner.map(lambda part: f'[*{part}]'),
-    inner.map(lambda part: f'f"{{{part}}}"'), inner.map(lambda part: f'range({part})'), inner.map(lambda part: f'list({part})'),
+    inner.map(lambda part: f'f"{{{part}}}"'), inner.map(lambda part: f'range({part})'),
+    inner.map(lambda part: f'list({part})'),
     st.tuples(inner, NAMES).map('.'.join)), max_leaves=8)
 
 

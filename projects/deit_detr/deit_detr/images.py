@@ -1,5 +1,7 @@
 """Image files from anywhere: opened by few decoders, and only if their pixels fit into memory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +17,21 @@ class ImageFileError(ValueError):
     """The file is no image that can be decoded; the message says why, and does not name it."""
 
 
+@contextmanager
+def decoding() -> Iterator[None]:
+    """A block in which whatever a decoder of Pillow raises becomes an ImageFileError: its kind depends on the bytes.
+
+    Raises:
+        ImageFileError: If something is raised that the operating system did not say.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ImageFileError) or isinstance(error, OSError) and error.errno:
+            raise
+        raise ImageFileError(str(error).split(' <_io', 1)[0].strip() or type(error).__name__) from None
+
+
 def open_image(file: str | Path | BinaryIO, formats: tuple[str, ...] = FORMATS, max_pixels: int = MAX_PIXELS) -> Image:
     """Open an image file; only its header is read.
 
@@ -24,18 +41,14 @@ def open_image(file: str | Path | BinaryIO, formats: tuple[str, ...] = FORMATS, 
         max_pixels: Refuse images with more.
 
     Returns:
-        Image: To be used in a ``with`` statement. Decoding it may still raise OSError, SyntaxError or ValueError.
+        Image: To be used in a ``with`` statement, and decoded within :func:`decoding`.
 
     Raises:
         ImageFileError: If it is not of these formats, damaged at its beginning, or too large.
         OSError: If the file cannot be opened.
     """
-    try:
+    with decoding():
         image = Image.open(file, formats=formats)
-    except Exception as error:  # the decoders of Pillow raise whatever the bytes of the file lead to
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise ImageFileError(str(error).split(' <_io', 1)[0].strip() or type(error).__name__) from None
     if image.width * image.height > max_pixels:
         size = image.size
         image.close()

@@ -21,7 +21,7 @@ from torch import nn
 
 from deit_detr.checkpoints.safe_loading import find_state_dict, load_checkpoint_file
 from deit_detr.errors import UserError
-from deit_detr.images import MAX_PIXELS, open_image
+from deit_detr.images import MAX_PIXELS, ImageFileError, decoding, open_image
 
 #: A file, an 8-bit array as OpenCV has it (BGR), or a PIL image.
 ImageInput = str | Path | np.ndarray | Image.Image
@@ -166,8 +166,9 @@ class Detector(DetInferencer):
                 raise UserError(f'a PIL image of {image.width}x{image.height} pixels: between 1 and {MAX_PIXELS} of '
                                 'them are needed')
             try:
-                image = ImageOps.exif_transpose(image).convert('RGB')
-            except Exception as error:  # files are decoded when they are needed, by whatever opened them
+                with decoding():
+                    image = ImageOps.exif_transpose(image).convert('RGB')
+            except (OSError, ImageFileError) as error:  # files are decoded when they are needed
                 raise UserError(f'a PIL image cannot be decoded ({error})') from None
             return np.ascontiguousarray(np.asarray(image)[..., ::-1])
         if not isinstance(image, np.ndarray):

@@ -5,6 +5,7 @@ OpenCV prints libpng's complaint and returns nothing.
 """
 
 import io
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..images import open_image
+from ..images import ImageFileError, decoding, open_image
 from .scannet_classes import STUFF_IDS
 
 #: Largest id of the NYU40 label set.
@@ -170,14 +171,15 @@ def read_jpeg_size(path: Path) -> tuple[int, int]:
         BadFrame: If the file is missing, is not a JPEG or has no end.
     """
     try:
-        with path.open('rb') as file:
+        _refuse_endless(path)
+        with path.open('rb') as file, decoding():
             image = open_image(file, ('JPEG',), MAX_FRAME_PIXELS)
             size, turned = image.size, image.getexif().get(_ORIENTATION, 1) != 1
             file.seek(-min(file.seek(0, io.SEEK_END), 4096), io.SEEK_END)
             complete = file.read().rstrip(b'\0').endswith(b'\xff\xd9')
     except FileNotFoundError:
         raise BadFrame('no-jpeg', path, 'the JPEG of this frame is missing; extract it again') from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, ImageFileError) as error:
         raise BadFrame('bad-jpeg', path, f'unreadable ({error}); extract it again') from None
     if not complete:
         raise BadFrame('bad-jpeg', path, 'truncated, the JPEG has no end marker; extract it again')
@@ -185,6 +187,13 @@ def read_jpeg_size(path: Path) -> tuple[int, int]:
         text = 'has an EXIF orientation, so that training would turn it, but not its boxes; write it upright without'
         raise BadFrame('turned-jpeg', path, text)
     return size
+
+
+def _refuse_endless(path: Path) -> None:
+    """Raise OSError for what would be read without end, such as a pipe or a device."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > 4 * MAX_FRAME_PIXELS:
+        raise OSError('no regular file, or too large for a frame')
 
 
 def read_png(path: Path, size: tuple[int, int], need_16_bit: bool = False) -> tuple[np.ndarray, bool]:
@@ -202,9 +211,11 @@ def read_png(path: Path, size: tuple[int, int], need_16_bit: bool = False) -> tu
         BadFrame: If the file is missing, truncated, damaged, or of another kind.
     """
     try:
+        _refuse_endless(path)
         data = path.read_bytes()
-        open_image(io.BytesIO(data), ('PNG',), MAX_FRAME_PIXELS).verify()
-        image = open_image(io.BytesIO(data), ('PNG',), MAX_FRAME_PIXELS)
+        with decoding():
+            open_image(io.BytesIO(data), ('PNG',), MAX_FRAME_PIXELS).verify()
+            image = open_image(io.BytesIO(data), ('PNG',), MAX_FRAME_PIXELS)
         if need_16_bit and not image.mode.startswith('I'):
             text = (
                 f'not a 16-bit instance map as in scannet_frames_25k (Pillow mode {image.mode}). '
@@ -212,12 +223,13 @@ def read_png(path: Path, size: tuple[int, int], need_16_bit: bool = False) -> tu
             )
             raise BadFrame('not-16-bit', path, text)
         scaled = image.size != size
-        if scaled:
-            image = image.resize(size, Image.Resampling.NEAREST)
-        return np.asarray(image), scaled
+        with decoding():
+            if scaled:
+                image = image.resize(size, Image.Resampling.NEAREST)
+            return np.asarray(image), scaled
     except FileNotFoundError:
         raise BadFrame('no-png', path, 'the PNG of this frame is missing; extract it again') from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, ImageFileError) as error:
         text = f'truncated or damaged ({error}); extract it again'
         raise BadFrame('bad-png', path, text) from None
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from deit_detr.datasets.checked_coco import read_annotations
 from deit_detr.errors import UserError
-from deit_detr.images import open_image
+from deit_detr.images import ImageFileError, decoding, open_image
 from deit_detr.visualization.html import class_colour, gallery_image, percent, write_page
 
 TINY, THIN, WHOLE, TWICE_IOU = 4, 20, 0.95, 0.95
@@ -170,7 +170,7 @@ def _image_oddities(image: dict, boxes: list[dict], img_dir: Path) -> list[str]:
         with open_image(img_dir / image['file_name']) as file:
             if file.size != (image['width'], image['height']):
                 names.append('other size')
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, ImageFileError):
         names.append('no picture')
     return names
 
@@ -276,9 +276,9 @@ def _write_sheet(path: Path, chosen: list[tuple[Split, dict]], classes: list[str
     sheet = Image.new('RGB', (columns * width, math.ceil(len(picked) / columns) * height), 'grey')
     for place, (split, image) in enumerate(picked):
         try:
-            with open_image(split.img_dir / image['file_name']) as file:
+            with decoding(), open_image(split.img_dir / image['file_name']) as file:
                 tile = file.convert('RGB').resize((width, height))
-        except (OSError, SyntaxError, ValueError):
+        except (OSError, ImageFileError):
             tile = Image.new('RGB', (width, height))
         draw = ImageDraw.Draw(tile)
         scale = np.array([width / image['width'], height / image['height']])

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from deit_detr.datasets.scannet_classes import SCANNET_CLASSES
 from deit_detr.errors import UserError
-from deit_detr.images import open_image
+from deit_detr.images import decoding, open_image
 
 #: Width of the pictures in a page, in pixels; smaller ones stay as they are.
 PICTURE_WIDTH = 480
@@ -77,11 +77,11 @@ def class_colour(name: str, index: int) -> str:
 def picture(path: str | Path) -> str | None:
     """A picture as a data URI of a JPEG at most :data:`PICTURE_WIDTH` wide; ``None`` if it cannot be read."""
     try:
-        with open_image(path) as image:
+        with decoding(), open_image(path) as image:
             image.draft('RGB', (PICTURE_WIDTH, PICTURE_WIDTH))  # JPEG decoders scale down for less than a full decoding
             image = image.convert('RGB')
             image.thumbnail((PICTURE_WIDTH, 4 * PICTURE_WIDTH))
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, ValueError):  # a null byte in the name, too
         return None
     return data_uri(image)
 

@@ -1,0 +1,210 @@
+"""The converter on frames of any kind and name: listed and left out, or right; nothing beside the output folder."""
+
+import io
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from deit_detr.datasets.checked_coco import read_annotations
+from deit_detr.datasets.scannet2coco import convert
+from deit_detr.datasets.scannet_frames import MAX_FRAME_PIXELS, ReadOptions, read_png, read_scene
+from fuzzing import cases, contained, damaged, peak_memory
+
+SCENE = 'scene0000_00'
+MODES = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'I', 'I;16', 'F')
+FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'TIFF', 'BMP', 'PPM', 'ICO', 'PDF', 'EPS', 'TGA')
+
+
+def image_file(mode: str, size: tuple[int, int], kind: str, frames: int = 1, orientation: int = 1) -> bytes:
+    """An image file of a mode and format, converted to what the format can hold."""
+    image = Image.new(mode, size)
+    if mode not in ('F', 'I', 'I;16', '1'):
+        image.putpixel((0, 0), tuple([5] * len(image.getbands())) if len(image.getbands()) > 1 else 5)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = dict(save_all=True, append_images=[image] * (frames - 1)) if frames > 1 else {}
+    if kind in ('JPEG', 'PNG', 'WEBP', 'TIFF'):
+        options['exif'] = exif
+    for image in (image, image.convert('RGB')):  # noqa: B020 - the second if the first cannot be written
+        file = io.BytesIO()
+        try:
+            image.save(file, kind, **options)
+        except (OSError, ValueError, KeyError):
+            continue
+        return file.getvalue()
+    return b''
+
+
+IMAGES = st.builds(
+    image_file, st.sampled_from(MODES), st.tuples(st.integers(1, 40), st.integers(1, 40)), st.sampled_from(FORMATS),
+    st.sampled_from([1, 3]), st.sampled_from([1, 1, 3, 6, 99]))
+GOOD_PNG = image_file('I;16', (24, 18), 'PNG')
+GOOD_JPEG = image_file('RGB', (24, 18), 'JPEG')
+ANY_FILE = st.one_of(IMAGES, IMAGES.flatmap(damaged), damaged(GOOD_PNG), damaged(GOOD_JPEG), st.binary(max_size=40))
+
+
+def png_header(width: int, height: int, depth: int = 16, colour: int = 0) -> bytes:
+    """A PNG of a few bytes that claims a size."""
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+    header = struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, 0)
+    pixels = zlib.compress(bytes(1000))
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', pixels) + chunk(b'IEND', b'')
+
+
+def jpeg_header(width: int, height: int) -> bytes:
+    """A JPEG of one pixel that claims a size."""
+    data = bytearray(image_file('RGB', (1, 1), 'JPEG'))
+    place = data.index(b'\xff\xc0') + 5
+    data[place:place + 4] = struct.pack('>HH', height, width)
+    return bytes(data)
+
+
+def write_scene(root: Path, scene: str, name: str, **files: bytes) -> None:
+    for folder, content in files.items():
+        (root / scene / folder).mkdir(parents=True, exist_ok=True)
+        (root / scene / folder / f'{name}{".jpg" if folder == "color" else ".png"}').write_bytes(content)
+
+
+def run(folder: Path, scenes: bytes = SCENE.encode(), **options) -> tuple[list, dict | None]:
+    """Convert ``frames/`` into ``out/``; returns the errors and the content of the file."""
+    lists = folder / 'lists'
+    lists.mkdir(exist_ok=True)
+    for split in ('train', 'val', 'test'):
+        (lists / f'scannetv2_{split}.txt').write_bytes(scenes if split == 'train' else b'')
+    out = folder / 'out'
+    out.mkdir(exist_ok=True)
+    before = {path: path.read_bytes() for path in (folder / 'frames').rglob('*') if path.is_file()}
+    with contained(out) as refused:
+        # a list of problems is kept on purpose when no frame can be used
+        try:
+            convert(folder / 'frames', out, lists, ('train',), workers=1, **options)
+        finally:
+            (out / 'scannet_objdet_train_problems.txt').unlink(missing_ok=True)
+    assert before == {path: path.read_bytes() for path in (folder / 'frames').rglob('*') if path.is_file()}
+    if refused:
+        return refused, None
+    ann_file = out / 'scannet_objdet_train.json'
+    content = read_annotations(ann_file, ann_file)
+    sizes = {image['id']: (image['width'], image['height']) for image in content['images']}
+    for annotation in content['annotations']:
+        left, top, width, height = annotation['bbox']
+        assert min(left, top) >= 0 and min(width, height) >= 1
+        assert left + width <= sizes[annotation['image_id']][0] and top + height <= sizes[annotation['image_id']][1]
+    for path in sorted(out.rglob('*'), reverse=True):
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    return refused, content
+
+
+@cases(400)
+@given(ANY_FILE, ANY_FILE | st.just(GOOD_PNG), ANY_FILE, st.booleans())
+@example(jpeg_header(60000, 60000), GOOD_PNG, b'', False)
+@example(GOOD_JPEG, png_header(60000, 60000), b'', True)
+@example(jpeg_header(60000, 300), GOOD_PNG, b'', True)
+@example(GOOD_JPEG, GOOD_PNG, png_header(60000, 60000, 8), False)
+@example(image_file('RGB', (24, 18), 'JPEG', orientation=6), GOOD_PNG, b'', False)
+@example(image_file('CMYK', (24, 18), 'JPEG'), GOOD_PNG, b'', False)
+@example(image_file('L', (24, 18), 'JPEG'), image_file('I', (24, 18), 'PNG'), b'', True)
+@example(GOOD_JPEG, image_file('I;16', (24, 18), 'PNG', frames=3), image_file('RGB', (24, 18), 'PNG'), False)
+def test_files_of_any_kind(tmp_path, color, instance, label, with_mask):
+    write_scene(tmp_path / 'frames', SCENE, '000000', color=color, instance=instance, label=label)
+    write_scene(tmp_path / 'frames', SCENE, '000100', color=GOOD_JPEG, instance=GOOD_PNG)
+    refused, content = run(tmp_path, with_mask=with_mask)
+    assert not refused and content['images'][-1]['file_name'].endswith('000100.jpg'), 'the frame beside it is kept'
+
+
+@cases(150)
+@given(st.lists(st.integers(0, 65535), min_size=12, max_size=12), st.sampled_from(['L', 'P', 'RGB', 'LA', '1', 'I;16']))
+@example([5] * 12, 'RGB')
+def test_labels_of_any_mode(tmp_path, ids, mode):
+    """A label map beside ids below 1000, of which some are of no class."""
+    instance = io.BytesIO()
+    Image.fromarray(np.array(ids, np.uint16).reshape(3, 4)).save(instance, 'PNG')
+    write_scene(tmp_path / 'frames', SCENE, '0', color=image_file('RGB', (4, 3), 'JPEG'), instance=instance.getvalue(),
+                label=image_file(mode, (5, 2), 'PNG'))
+    run(tmp_path)
+
+
+@pytest.mark.parametrize('color, instance', [
+    (jpeg_header(65000, 65000), GOOD_PNG), (jpeg_header(13000, 13000), GOOD_PNG), (jpeg_header(4400, 4400), GOOD_PNG),
+    *((GOOD_JPEG, png_header(side, side)) for side in (1 << 30, 13000, 4400))])
+def test_claimed_sizes_take_no_memory(tmp_path, color, instance):
+    write_scene(tmp_path, SCENE, '0', color=color, instance=instance)
+    options = ReadOptions(frozenset(range(1, 41)))
+    assert peak_memory(lambda: read_scene(tmp_path / SCENE, ['0'], options)) < 600
+
+
+def test_noise_of_the_largest_size_takes_bounded_memory(tmp_path):
+    side = int(MAX_FRAME_PIXELS ** 0.5) // 4
+    Image.fromarray(np.random.default_rng(0).integers(0, 40000, (side, side), np.uint16)).save(tmp_path / 'a.png')
+    assert read_png(tmp_path / 'a.png', (side, side), need_16_bit=True)[0].shape == (side, side)
+    write_scene(tmp_path, SCENE, '0', color=jpeg_header(side, side), instance=(tmp_path / 'a.png').read_bytes())
+    options = ReadOptions(frozenset(range(1, 41)))
+    used = peak_memory(lambda: read_scene(tmp_path / SCENE, ['0'], options))
+    assert used < 1000 / 16 + 50, 'MB, for a sixteenth of the largest frame'
+
+
+FILE_NAMES = st.text(
+    st.sampled_from('aZ0 .\n\t\r\x1b[~%$`;\'"\\é\u202e\ud800😀'), min_size=1, max_size=12,
+).map(lambda name: name.replace('\ud800', '\udc80')).filter(lambda name: name not in ('.', '..') and name[0] != '.')
+
+
+@cases(120)
+@given(FILE_NAMES, FILE_NAMES, st.booleans())
+@example('a\nb', 'scene\tx', True)
+@example('\udc80', '\udc80', True)
+def test_names_of_any_kind(tmp_path, name, scene, broken):
+    root = tmp_path / 'frames'
+    write_scene(root, SCENE, name, color=b'' if broken else GOOD_JPEG, instance=GOOD_PNG)
+    write_scene(root, SCENE, '000100', color=GOOD_JPEG, instance=GOOD_PNG)
+    write_scene(root, scene, name, color=GOOD_JPEG, instance=GOOD_PNG)
+    refused, content = run(tmp_path)
+    assert not refused
+    for image in content['images']:
+        assert (root / image['file_name']).is_file()
+    for path in sorted(root.rglob('*'), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_each_problem_is_one_line(tmp_path):
+    write_scene(tmp_path / 'frames', SCENE, 'a\nb\tc\x1b[2J', color=b'', instance=GOOD_PNG)
+    write_scene(tmp_path / 'frames', SCENE, 'good', color=GOOD_JPEG, instance=GOOD_PNG)
+    (tmp_path / 'lists').mkdir()
+    for split in ('train', 'val', 'test'):
+        (tmp_path / f'lists/scannetv2_{split}.txt').write_text(SCENE)
+    (summary,) = convert(tmp_path / 'frames', tmp_path / 'out', tmp_path / 'lists', ('train',), workers=1)
+    (line,) = summary.report_path.read_text().splitlines()
+    assert line.count('\t') == 2 and line.replace('\t', '').isprintable()
+
+
+@pytest.mark.parametrize('lists', [
+    b'../outside', b'/etc', b'scene0000_00/../../outside', b'..', b'.', b'', b'\xff\xfe', b'\0', b'scene0000_00\0'])
+def test_scene_lists_lead_nowhere_else(tmp_path, lists):
+    write_scene(tmp_path / 'frames', SCENE, '0', color=GOOD_JPEG, instance=GOOD_PNG)
+    write_scene(tmp_path, 'outside', '0', color=GOOD_JPEG, instance=GOOD_PNG)
+    refused, content = run(tmp_path, lists)
+    assert refused and content is None
+
+
+def test_links_out_of_the_tree_and_files_that_are_none(tmp_path):
+    """Linked scenes and files are read as they always were; loops, pipes and folders named like files are problems."""
+    root = tmp_path / 'frames'
+    write_scene(root, SCENE, '0', color=GOOD_JPEG, instance=GOOD_PNG)
+    color = root / SCENE / 'color'
+    (color / '1.jpg').symlink_to('/etc/passwd')
+    (color / '2.jpg').symlink_to('2.jpg')
+    (color / '3.jpg').mkdir()
+    (color / '4.jpg').symlink_to('/dev/zero')
+    os.mkfifo(color / '5.jpg')
+    (root / 'loop').symlink_to(root)
+    refused, content = run(tmp_path)
+    assert not refused and len(content['images']) == 1
+    assert 'root:' not in json.dumps(content)
