@@ -70,7 +70,7 @@ def test_claimed_sizes_take_no_memory(detector, tmp_path, data):
     (tmp_path / 'a.png').write_bytes(data)
 
     def read() -> None:
-        with pytest.raises(UserError, match='too large'):
+        with pytest.raises(UserError, match='too large|exceeds limit'):
             detector(tmp_path / 'a.png')
         assert picture(tmp_path / 'a.png') is None
 
@@ -126,7 +126,7 @@ def test_pil_images_of_damaged_files(detector, tmp_path, data):
         check(detector.read(image))
 
 
-@pytest.mark.parametrize('shape', [(1, 1, 3), (1, 4000, 3), (4000, 1, 3), (2, 2), (3, 900, 4)])
+@pytest.mark.parametrize('shape', [(1, 1, 3), (1, 4000, 3), (4000, 1, 3), (20, 1), (3, 900, 4), (16, 320, 3)])
 def test_shapes_that_vanish_when_they_are_resized(detector, tmp_path, shape):
     with contained(tmp_path):
         found = detector(np.zeros(shape, np.uint8), score_thr=0)

@@ -59,7 +59,8 @@ def test_whole_configs_are_read(tmp_path):
 
 @pytest.mark.parametrize('code', [
     'import os; os.mkdir("made")', 'x = __import__("os").mkdir("made")', 'raise SystemExit', 'x = "a" * 10 ** 10',
-    '\0', '(', 'filename = 1', '_base_ = "x.py"', 'train_cfg = 5', 'train_cfg = dict(max_epochs="x")', 'default_hooks = 5', 'default_hooks = dict(logger=5)',
+    '\0', '(', 'filename = 1', '_base_ = "x.py"', 'train_cfg = 5',
+    'train_cfg = dict(max_epochs="x")', 'default_hooks = 5', 'default_hooks = dict(logger=5)',
     'train_cfg = dict(max_iters=10)\ndefault_hooks = dict(logger=dict(interval="x"))'])
 def test_configs_are_not_run(tmp_path, monkeypatch, code):
     monkeypatch.chdir(tmp_path)

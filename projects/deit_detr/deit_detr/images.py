@@ -9,8 +9,10 @@ from PIL import Image
 
 #: The largest image that is decoded, in pixels: 3 bytes each, in several copies. A ScanNet frame has 1.25 million.
 MAX_PIXELS = 80_000_000
-#: Pillow's names of the formats. Others have decoders that nobody needs here; that of EPS runs another program.
-FORMATS = ('BMP', 'GIF', 'JPEG', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP')
+#: Pillow's names of the formats that are opened. Others have decoders that nobody needs here.
+FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')
+#: Formats that Pillow decodes by starting a program.
+PROGRAMS = ('EPS', 'WMF')
 
 
 class ImageFileError(ValueError):

@@ -21,10 +21,12 @@ from torch import nn
 
 from deit_detr.checkpoints.safe_loading import find_state_dict, load_checkpoint_file
 from deit_detr.errors import UserError
-from deit_detr.images import MAX_PIXELS, ImageFileError, decoding, open_image
+from deit_detr.images import MAX_PIXELS, PROGRAMS, ImageFileError, decoding, open_image
 
 #: A file, an 8-bit array as OpenCV has it (BGR), or a PIL image.
 ImageInput = str | Path | np.ndarray | Image.Image
+#: Images with a longer side than this many times the other are refused: resized, less than a patch is left of one side.
+MAX_ASPECT = 20
 
 
 def load(config: str | Path | Config, checkpoint: str | Path, device: str | None = None) -> 'Detector':
@@ -105,8 +107,15 @@ class Detector(DetInferencer):
         """
         many = isinstance(images, (list, tuple))
         images = list(images) if many else [images]
-        with _quiet():
-            samples = super().__call__(images, batch_size, return_datasamples=True)['predictions']
+        try:
+            with _quiet():
+                samples = super().__call__(images, batch_size, return_datasamples=True)['predictions']
+        except RuntimeError as error:
+            if 'selected index k out of range' not in str(error):
+                raise
+            raise UserError(
+                'an image has so different sides that it has fewer patches than the model has queries once it is '
+                'resized. Cut it into pieces') from None
         results = []
         for image, sample in zip(images, samples, strict=True):
             found = sample.pred_instances.cpu()
@@ -157,11 +166,21 @@ class Detector(DetInferencer):
         Raises:
             UserError: If it cannot be read, or is not an 8-bit image.
         """
+        array = self._read_any(image)
+        sides = sorted(array.shape[:2])
+        if sides[1] > MAX_ASPECT * sides[0]:
+            raise UserError(f'an image of {array.shape[1]}x{array.shape[0]} pixels: one side is more than {MAX_ASPECT} '
+                            'times the other, too little of it is left when it is resized. Cut it into pieces')
+        return array
+
+    def _read_any(self, image: ImageInput) -> np.ndarray:
         if isinstance(image, (str, Path)):
             return self._read_file(Path(image))
         if isinstance(image, Image.Image):
             if image.mode.startswith(('I', 'F')):
                 raise UserError(f'a PIL image of mode {image.mode}: convert it to 8 bits a channel first')
+            if image.format in PROGRAMS:
+                raise UserError(f'a PIL image from a file in {image.format} format: decoding it would run a program')
             if not 0 < image.width * image.height <= MAX_PIXELS:
                 raise UserError(f'a PIL image of {image.width}x{image.height} pixels: between 1 and {MAX_PIXELS} of '
                                 'them are needed')
