@@ -211,9 +211,9 @@ def test_other_formats_of_torch(tmp_path):
 def test_small_files_stay_small(tmp_path, kind):
     data = GREEDY[kind]()
     assert len(data) < 1_000_000
-    assert peak_memory(lambda: read(tmp_path, data)) < 300
-    if kind != 'empty array':
-        assert read(tmp_path, data)
+    refused = []
+    assert peak_memory(lambda: refused.extend(read(tmp_path, data))) < 300
+    assert refused
 
 
 def test_statistics_of_buffers_are_those_of_mmengine(tmp_path):

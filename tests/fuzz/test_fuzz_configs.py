@@ -69,8 +69,9 @@ def test_bases_that_are_none(tmp_path, base):
     'x = 0x' + 'f' * 500_000, 'x = "' + 'y' * 2_000_000 + '"', '#' * 2_000_000, 'x = ' + 'not ' * 50_000 + '1',
 ], ids=lambda text: text[:20].replace('\n', ' '))
 def test_small_texts_do_not_become_large(tmp_path, text):
-    assert peak_memory(lambda: convert(tmp_path, f'_base_ = {str(R50)!r}\n{text}\n')) < 200
-    assert convert(tmp_path, f'_base_ = {str(R50)!r}\n{text}\n')
+    refused = []
+    assert peak_memory(lambda: refused.extend(convert(tmp_path, f'_base_ = {str(R50)!r}\n{text}\n'))) < 200
+    assert refused
 
 
 def test_files_that_inherit_in_a_circle_or_without_end(tmp_path):
@@ -101,7 +102,7 @@ EXPRESSIONS = st.recursive(NAMES | LITERALS, lambda inner: st.one_of(
     st.tuples(inner, NAMES).map('.'.join)), max_leaves=8)
 
 
-@cases(600)
+@cases(400)
 @given(st.lists(st.tuples(NAMES, EXPRESSIONS), min_size=1, max_size=5), st.booleans())
 def test_expressions(tmp_path, lines, with_base):
     """Values are those that Python gives, wherever Python is not refused."""
@@ -118,7 +119,7 @@ def test_expressions(tmp_path, lines, with_base):
         assert values == {name: value for name, value in expected.items() if name != '__builtins__'}
 
 
-@cases(400)
+@cases(250)
 @given(st.lists(
     st.tuples(st.sampled_from(PLACES), ODD_VALUES | st.text(max_size=8) | st.just(...)), min_size=1, max_size=3))
 @example([(('model',), 5)])
@@ -136,7 +137,7 @@ def test_any_value_anywhere(tmp_path, changes):
     convert(tmp_path, '\n'.join(f'{name} = {value!r}' for name, value in settings.items()))
 
 
-@cases(200)
+@cases(120)
 @given(damaged(RECIPE.read_bytes()))
 @example(b'\xff\xfe\0')
 @example(b'\0')

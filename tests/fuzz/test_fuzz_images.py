@@ -41,7 +41,7 @@ def check(array: np.ndarray) -> None:
     assert array.flags.c_contiguous
 
 
-@cases(300)
+@cases(150)
 @given(ANY_FILE, st.sampled_from(['a.jpg', 'a.png', 'a', '%03d.jpg', 'ä\n.webp']))
 @example(png_header(60000, 60000, 8, 2), 'a.png')
 @example(png_header(20000, 20000, 8, 2), 'a.png')
@@ -86,7 +86,7 @@ LAYOUTS = st.sampled_from([
     lambda a: np.ma.masked_array(a), lambda a: a.view(np.matrix) if a.ndim == 2 else a])
 
 
-@cases(300)
+@cases(200)
 @given(ARRAYS, LAYOUTS)
 def test_arrays(detector, tmp_path, array, layout):
     try:
@@ -169,7 +169,7 @@ def demo(files, detector, monkeypatch, tmp_path):
     ('a.jpg', b''), ('a.png', png_header(60000, 60000)), ('a.jpg', EPS), ('a.mp4', b''), ('a.mp4', bytes(4000)),
     ('a.mp4', b'#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n/etc/passwd\n'),
     ('a.mp4', b'#EXTM3U\n\0'), ('a.mp4', b'ffconcat version 1.0\nfile other.mp4\n'), ('a.mp4', EPS),
-    ('a.sdp', b'v=0\n'), ('%d.mp4', b'RIFF\0\0\0\0AVI '), ('a.gif', image_file('RGB', (24, 18), 'GIF', frames=3)[:40])])
+    ('a.sdp', b'v=0\n'), ('%d.mp4', b'RIFF\0\0\0\0AVI ')])
 def test_demo_on_broken_inputs(demo, tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     with contained(tmp_path) as refused:

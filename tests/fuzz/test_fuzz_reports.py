@@ -49,8 +49,8 @@ def report(folder: Path) -> None:
 
 
 def test_whole_configs_are_read(tmp_path):
-    """What mmengine writes for each recipe is data."""
-    for path in sorted(RECIPE.parent.glob('*.py')):
+    """What mmengine writes for a recipe is data."""
+    for path in sorted(RECIPE.parent.glob('*_mini-scannet.py')):
         config = Config.fromfile(path)
         write_run(tmp_path / 'run', '\n'.join(map(json.dumps, ROWS)), LOG, config.pretty_text)
         run = read_run(tmp_path / 'run')
@@ -78,7 +78,7 @@ LINES = st.one_of(
     st.sampled_from(['[' * 10 ** 5, '[["iter", 1], ["lr", 1]]', '[[1, 2]]']))
 
 
-@cases(250)
+@cases(100)
 @given(st.lists(LINES, max_size=8).map('\n'.join))
 @example('{"lr": 1, "iter": "x"}')
 @example('{"lr": 1, "iter": NaN}')
@@ -92,7 +92,7 @@ def test_scalars(tmp_path, scalars):
     report(tmp_path)
 
 
-@cases(100)
+@cases(50)
 @given(st.lists(st.sampled_from(LOG.splitlines()) | st.text(max_size=20) | st.sampled_from([
     '2026/99/99 99:99:99 - x', 'Epoch(train) [1][1/' + '9' * 5000 + ']', '    GPU 0: <script>', '    Python: \ud800']),
     max_size=8).map('\n'.join))
@@ -101,7 +101,7 @@ def test_logs(tmp_path, log):
     report(tmp_path)
 
 
-@cases(60)
+@cases(30)
 @given(st.data())
 def test_damaged_logs(tmp_path, data):
     write_run(tmp_path / 'run', '\n'.join(map(json.dumps, ROWS)), LOG, 'x = 1')
