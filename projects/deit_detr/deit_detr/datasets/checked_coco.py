@@ -202,9 +202,10 @@ def find_problems(content: object) -> list[str]:
         f'field "{field}" is missing in {sum(field not in row for row in table)} of {len(table)} {name}'
         for name, table in tables.items() for field in FIELDS[name] if any(field not in row for row in table)]
     problems = problems or [
-        f'field "{field}" of {name} has to be {words}; these are not: {_some(wrong)}'
+        f'field "{field}" of {name} has to be {words}; these are not: {_some([row[field] for row in wrong])} '
+        f'(the first has the id {_some([wrong[0]["id"]])})'
         for name, table in tables.items() for field, (fits, words) in FIELDS[name].items()
-        if (wrong := [row[field] for row in table if not fits(row[field])])]
+        if (wrong := [row for row in table if not fits(row[field])])]
     if problems:
         return problems
 
