@@ -61,7 +61,7 @@ def test_the_file_itself_is_taken(folder):
     assert use(folder, json.dumps(CONTENT).encode('utf-16'), classes=('cup', 'fork')) == []
 
 
-@cases(500)
+@cases(250)
 @given(st.lists(st.tuples(st.sampled_from(PLACES), ODD_VALUES | st.just(...)), min_size=1, max_size=3))
 @example([(('images', 0, 'file_name'), '../../../etc/passwd')])
 @example([(('images', 0, 'file_name'), '/etc/passwd')])
@@ -82,7 +82,7 @@ def test_anything_anywhere(folder, changes):
     use(folder, json.dumps(content).encode(), classes=('cup', 'fork'))
 
 
-@cases(200)
+@cases(120)
 @given(damaged(json.dumps(CONTENT).encode()))
 @example(b'')
 @example(b'[' * 100_000)
@@ -95,7 +95,7 @@ def test_damaged_files(folder, data):
     use(folder, data, classes=('cup', 'fork'))
 
 
-@cases(60)
+@cases(30)
 @given(st.sampled_from([('categories', index, field) for index in (0, 19) for field in ('id', 'name')]), ODD_VALUES)
 def test_categories_of_scannet(folder, path, value):
     names = scannet_metainfo(20)

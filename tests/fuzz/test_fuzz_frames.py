@@ -104,7 +104,7 @@ def run(folder: Path, scenes: bytes = SCENE.encode(), **options) -> tuple[list, 
     return refused, content
 
 
-@cases(400)
+@cases(250)
 @given(ANY_FILE, ANY_FILE | st.just(GOOD_PNG), ANY_FILE, st.booleans())
 @example(jpeg_header(60000, 60000), GOOD_PNG, b'', False)
 @example(GOOD_JPEG, png_header(60000, 60000), b'', True)
@@ -121,7 +121,7 @@ def test_files_of_any_kind(tmp_path, color, instance, label, with_mask):
     assert not refused and content['images'][-1]['file_name'].endswith('000100.jpg'), 'the frame beside it is kept'
 
 
-@cases(150)
+@cases(100)
 @given(st.lists(st.integers(0, 65535), min_size=12, max_size=12), st.sampled_from(['L', 'P', 'RGB', 'LA', '1', 'I;16']))
 @example([5] * 12, 'RGB')
 def test_labels_of_any_mode(tmp_path, ids, mode):
