@@ -143,9 +143,9 @@ def test_some_pictures_of_each_oddity_are_chosen(odd_data):
 @pytest.mark.parametrize(
     'damage, message',
     [
-        (lambda content: content['annotations'][0].update(bbox=[1, 2, 'a', 4]), 'field "bbox" .*first has the id 1'),
-        (lambda content: content['annotations'][0].update(bbox=[1, 2, float('nan'), 4]), 'field "bbox" .*first has the id 1'),
-        (lambda content: content['images'][2].update(width=0), 'field "width" .*first has the id 2'),
+        (lambda content: content['annotations'][0].update(bbox=[1, 2, 'a', 4]), '"bbox" .*the id 1'),
+        (lambda content: content['annotations'][0].update(bbox=[1, 2, float('nan'), 4]), '"bbox" .*the id 1'),
+        (lambda content: content['images'][2].update(width=0), '"width" .*the id 2'),
         (lambda content: content['annotations'][0].update(category_id=9), 'field "category_id" .* has 9'),
         (lambda content: content.pop('images'), 'not a COCO detection file'),
     ])

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Translate a DETR config of mmdet 2.x into a self-contained one of mmdet 3.x.
 
-OLD.py is read without running it: assignments of values, dict(...), simple arithmetic and comprehensions are understood,
-and other code is refused by its line.
+OLD.py is read without running it: assignments of values, dict(...), simple arithmetic and comprehensions are
+understood, and other code is refused by its line.
 
 What cannot be translated is listed by its path, on standard error and in a comment at the top of the new config; the
 exit status is then 1. No field is dropped silently. docs/migration.md tells more.
