@@ -8,9 +8,9 @@ Example:
 import argparse
 
 import torch
-from mmengine.runner import Runner
 
 from deit_detr.engine.launch import add_run_arguments, load_config
+from deit_detr.engine.preflight.run import build_runner
 from deit_detr.errors import UserError, run_cli
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    Runner.from_cfg(cfg).train()
+    build_runner(cfg).train()
 
 
 if __name__ == '__main__':

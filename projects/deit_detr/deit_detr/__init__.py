@@ -17,6 +17,7 @@ if os.environ.get('DEIT_DETR_REGISTER', '1') != '0':
     from deit_detr.engine.hooks import PretrainedCheckHook as PretrainedCheckHook
     from deit_detr.engine.hooks import SceneVisualizationHook as SceneVisualizationHook
     from deit_detr.engine.optim import GroupedOptimWrapperConstructor as GroupedOptimWrapperConstructor
+    from deit_detr.engine.preflight.run import PreflightHook as PreflightHook
     from deit_detr.evaluation import Pri3DMetric as Pri3DMetric
     from deit_detr.inference import load as load
     from deit_detr.models.fast_detectors import FastConditionalDETR as FastConditionalDETR

@@ -113,7 +113,9 @@ def build_model(cfg: Config, dropout: bool) -> nn.Module:
     return model
 
 
-def make_batch(batch: int, size: tuple[int, int], boxes: int, padded: bool = False) -> dict:
+def make_batch(
+    batch: int, size: tuple[int, int], boxes: int, padded: bool = False, num_classes: int = 20,
+) -> dict:
     """Images of seeded noise with boxes, as a data loader gives them."""
     generator = torch.Generator().manual_seed(0)
     items = []
@@ -125,7 +127,7 @@ def make_batch(batch: int, size: tuple[int, int], boxes: int, padded: bool = Fal
                 img_shape=(height, width), ori_shape=(height, width), scale_factor=(1.0, 1.0), img_id=0),
             gt_instances=InstanceData(
                 bboxes=corners * torch.tensor([width, height, width, height]),
-                labels=torch.randint(0, 20, (boxes,), generator=generator)))
+                labels=torch.randint(0, num_classes, (boxes,), generator=generator)))
         image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
         items.append(dict(inputs=image, data_samples=sample))
     return pseudo_collate(items)

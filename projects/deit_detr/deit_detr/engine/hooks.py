@@ -40,7 +40,7 @@ class PretrainedCheckHook(Hook):
         """
         if not isinstance(runner._train_loop, BaseLoop):
             return
-        for name, module in self._pretrained_modules(runner).items():
+        for name, module in pretrained_modules(runner.model).items():
             checkpoint, prefix = module.init_cfg['checkpoint'], module.init_cfg.get('prefix')
             source = read_pretrained(checkpoint)
             try:
@@ -56,7 +56,7 @@ class PretrainedCheckHook(Hook):
         """
         if runner._has_loaded:
             return
-        pretrained = self._pretrained_modules(runner)
+        pretrained = pretrained_modules(runner.model)
         for name, module in pretrained.items():
             checkpoint = module.init_cfg['checkpoint']
             equal, total = count_loaded_tensors(module, read_pretrained(checkpoint), module.init_cfg.get('prefix'))
@@ -68,14 +68,15 @@ class PretrainedCheckHook(Hook):
         if not pretrained:
             runner.logger.warning('no part of the model is pretrained: everything trains from scratch')
 
-    @staticmethod
-    def _pretrained_modules(runner: Runner) -> dict[str, nn.Module]:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        return {
-            name: module
-            for name, module in model.named_modules()
-            if (getattr(module, 'init_cfg', None) or {}).get('type') == 'Pretrained'
-        }
+
+def pretrained_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Name and module of each part of a model that has a ``Pretrained`` initializer."""
+    model = model.module if is_model_wrapper(model) else model
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if (getattr(module, 'init_cfg', None) or {}).get('type') == 'Pretrained'
+    }
 
 
 @HOOKS.register_module()

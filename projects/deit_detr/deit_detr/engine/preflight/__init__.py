@@ -1,0 +1,1 @@
+"""What can be known about a training run before its first step."""

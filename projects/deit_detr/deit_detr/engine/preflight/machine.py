@@ -1,0 +1,101 @@
+"""Memory and disk of this machine against what a run needs."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from mmengine.config import ConfigDict
+from torch import nn
+
+from deit_detr.benchmark import GB
+from deit_detr.engine.preflight.finding import FAIL, OK, UNKNOWN, WARN
+from deit_detr.engine.preflight.model import Step
+
+#: Numbers that an optimizer keeps for each parameter.
+MOMENTS = dict(AdamW=2, Adam=2, SGD=1)
+
+
+def check_disk(model: nn.Module, cfg: ConfigDict) -> tuple[str, str]:
+    """Whether all checkpoints that the run will keep fit on the disk."""
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint')
+    if not hook:
+        return OK, 'no checkpoints are written'
+    kept = hook.get('max_keep_ckpts', -1)
+    if kept < 0:
+        train = cfg.get('train_cfg') or {}
+        kept = -(-(train.get('max_epochs') or train.get('max_iters') or 1) // max(1, hook.get('interval', 1)))
+    number = kept + bool(hook.get('save_best')) + 1  # one more: the new one is complete before the oldest goes
+    size = _model_bytes(model) + (_moments(cfg) * _trainable_bytes(model) if hook.get('save_optimizer', True) else 0)
+    if 'ema' in str(cfg.get('default_hooks', '')).lower() + str(cfg.get('custom_hooks', '')).lower():
+        size += _model_bytes(model)
+    folder = Path(cfg.get('work_dir') or '.').absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    message = f'{number} checkpoints of {size / GB:.2f} GB need {number * size / GB:.1f} GB; {free / GB:.1f} GB are ' \
+              f'free in {folder}'
+    if free < number * size:
+        return FAIL, f'{message}: free some, set --work-dir, or lower default_hooks.checkpoint.max_keep_ckpts'
+    return OK, message
+
+
+def check_memory(
+    model: nn.Module, cfg: ConfigDict, step: Step | None, size: tuple[int, int] | None,
+) -> tuple[str, str]:
+    """Compare an estimate of what training needs with what is free.
+
+    The estimate: weights, gradients and moments; the activations that a forward pass keeps, counted in small steps and
+    continued to the size of the run's images; three tenths on top for what lives within single operations. On a CPU
+    it is 0.6 to 1.2 times what docs/benchmarks.md has measured; no GPU has been compared.
+
+    Args:
+        model: The detector, on its device.
+        cfg: The config of the run.
+        step: What small steps showed; None if they failed.
+        size: Height and width of the largest images, in pixels; None if unknown.
+    """
+    if step is None or size is None:
+        return UNKNOWN, 'not estimated: see the failures of the step or of the training data'
+    if cfg.get('activation_checkpointing'):
+        return UNKNOWN, 'not estimated with activation_checkpointing'
+    batch = cfg.train_dataloader.get('batch_size', 1)
+    need = estimate(model, cfg, step, batch, size)
+    free = _free_memory(next(model.parameters()).device)
+    shown = f'about {need / GB:.1f} GB for {batch} images of {size[0]}x{size[1]}'
+    if free is None:
+        return UNKNOWN, f'{shown}; what is free cannot be read here'
+    message = f'{shown}; {free / GB:.1f} GB are free'
+    remedy = 'lower train_dataloader.batch_size or the sizes in the pipeline, or end what else runs'
+    if need * 0.8 > free:
+        return FAIL, f'{message}: {remedy}'
+    return (WARN, f'{message}, which may not do: {remedy}') if need * 1.4 > free else (OK, message)
+
+
+def estimate(model: nn.Module, cfg: ConfigDict, step: Step, batch: int, size: tuple[int, int]) -> float:
+    """Bytes that training needs beyond the libraries; see :func:`check_memory`."""
+    fixed = _model_bytes(model) + (1 + _moments(cfg)) * _trainable_bytes(model)
+    return fixed + 1.3 * batch * step.activations(*size)
+
+
+def _model_bytes(model: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
+
+
+def _trainable_bytes(model: nn.Module) -> int:
+    return sum(param.nbytes for param in model.parameters() if param.requires_grad)
+
+
+def _moments(cfg: ConfigDict) -> int:
+    kind = (cfg.get('optim_wrapper') or {}).get('optimizer', {}).get('type', 'AdamW')
+    return MOMENTS.get(kind if isinstance(kind, str) else kind.__name__, 2)
+
+
+def _free_memory(device: torch.device) -> int | None:
+    if device.type == 'cuda':
+        # what PyTorch has reserved for itself can be used again
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - \
+            torch.cuda.memory_allocated(device)
+    info = Path('/proc/meminfo')
+    if not info.exists():
+        return None
+    return next(int(line.split()[1]) * 1024 for line in info.read_text().splitlines() if 'MemAvailable' in line)

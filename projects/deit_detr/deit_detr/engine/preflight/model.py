@@ -1,0 +1,165 @@
+"""What one small step of the real model tells: shapes that do not fit, parameters without a gradient, memory."""
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from mmengine.config import ConfigDict
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from deit_detr.benchmark import make_batch
+from deit_detr.checkpoints.pretrained import check_layout, count_loaded_tensors, read_pretrained
+from deit_detr.engine.hooks import pretrained_modules
+from deit_detr.engine.preflight.finding import FAIL, OK, WARN
+from deit_detr.errors import UserError
+
+MIN_LOADED = 0.99
+
+
+@dataclass(frozen=True)
+class Step:
+    """What small steps of a model showed.
+
+    Attributes:
+        without_gradient: Names of the trainable parameters that got none.
+        side: Height and width of the images, in pixels.
+        bytes_by_pixels: Coefficients (square, linear, constant) of the memory that a forward pass keeps for its
+            backward pass, by the number of pixels.
+    """
+
+    without_gradient: list[str]
+    side: int
+    bytes_by_pixels: tuple[float, float, float]
+
+    def activations(self, height: int, width: int) -> float:
+        """Bytes kept for the backward pass of one image of this size, in pixels."""
+        return float(np.polyval(self.bytes_by_pixels, height * width))
+
+
+def take_step(model: nn.Module, cfg: ConfigDict) -> Step:
+    """Train a copy of a model on one small image of noise with boxes; nothing of the model or the run changes.
+
+    Where several processes train, all of them have to call this: losses average over the processes.
+
+    Args:
+        model: The detector, on its device, not wrapped.
+        cfg: The config of the run.
+
+    Raises:
+        UserError: If the step fails or its loss is not finite.
+    """
+    # two-stage detectors take their queries from the tokens: there have to be as many
+    selects = getattr(model, 'as_two_stage', False) or hasattr(model, 'query_selection')
+    tokens = cfg.model.get('num_queries', 100) if selects else 16
+    first = next(side for side in range(64, 4096, 64) if (side // 16) ** 2 >= tokens)
+    sides = [first, first + 64, first + 128]  # 64: levels of all strides come out even
+    wrapper = cfg.get('optim_wrapper') or {}
+    amp = 'Amp' in str(wrapper.get('type', ''))
+    dtype = getattr(torch, wrapper.get('dtype') or 'float16')
+    kept = []
+    with _untouched(model) as trial:
+        device = next(trial.parameters()).device
+        for side in reversed(sides):
+            data = trial.data_preprocessor(make_batch(1, (side, side), 10, num_classes=_num_classes(cfg.model)))
+            with torch.autocast(device.type, dtype, enabled=amp), _saved_bytes(trial) as saved:
+                try:
+                    losses = trial(**data, mode='loss')
+                except Exception as error:
+                    raise UserError(
+                        f'the model fails on an image of {side}x{side}: {type(error).__name__}: {error}'
+                    ) from error
+            kept.append(sum(saved.values()))
+            total, _ = trial.parse_losses(losses)
+        if not torch.isfinite(total):
+            raise UserError('the loss of an image of noise is not finite: look at the initialization and the losses')
+        total.backward()
+        without = [
+            name for name, param in trial.named_parameters() if param.requires_grad and param.grad is None]
+    return Step(without, first, _curve([side**2 for side in reversed(sides)], kept))
+
+
+def check_gradients(step: Step | UserError, cfg: ConfigDict) -> tuple[str, str]:
+    """Whether every trainable parameter takes part in the loss."""
+    if isinstance(step, UserError):
+        raise step
+    if not step.without_gradient:
+        return OK, f'a step on {step.side}x{step.side} noise gives every parameter a gradient'
+    number = len(step.without_gradient)
+    message = f'{number} parameters get no gradient, e.g. {", ".join(step.without_gradient[:3])}: '
+    if (cfg.get('launcher') or 'none') == 'none' or cfg.get('find_unused_parameters'):
+        return WARN, message + 'they stay as they are; on several GPUs training would stop'
+    return FAIL, message + 'training on several GPUs stops at the second step; freeze them, or set ' \
+        'find_unused_parameters=True'
+
+
+def check_pretrained(model: nn.Module, min_loaded: float = MIN_LOADED) -> tuple[str, str]:
+    """Whether the pretrained checkpoints fit and, in an initialized model, whether they arrived."""
+    shares = []
+    for name, module in pretrained_modules(model).items():
+        checkpoint, prefix = module.init_cfg['checkpoint'], module.init_cfg.get('prefix')
+        source = read_pretrained(checkpoint)
+        try:
+            check_layout(module, source, prefix, min_loaded)
+        except UserError as error:
+            raise UserError(f'{checkpoint}, for model.{name}: {error}') from None
+        if module.is_init:
+            equal, total = count_loaded_tensors(module, source, prefix)
+            if equal < min_loaded * total:
+                raise UserError(
+                    f'{checkpoint}: fits model.{name}, but only {equal} of {total} tensors still equal it after '
+                    f'initialization. Something initializes model.{name} again after loading')
+            shares.append(f'{name}: {equal} of {total} tensors')
+        else:
+            shares.append(f'{name}: the checkpoint fits')
+    if not shares:
+        return WARN, 'no part of the model is pretrained: everything trains from scratch; set model.backbone.init_cfg'
+    return OK, ', '.join(shares)
+
+
+def _num_classes(model: ConfigDict) -> int:
+    head = model.get('bbox_head') or (model.get('roi_head') or {}).get('bbox_head') or {}
+    return head['num_classes'] if isinstance(head, dict) and 'num_classes' in head else 1
+
+
+def _curve(pixels: list[int], kept: list[int]) -> tuple[float, float, float]:
+    square, linear, constant = np.polyfit(pixels, kept, 2)
+    if square < 0:  # linear, but for the size of a few of the tensors
+        square, (linear, constant) = 0.0, np.polyfit(pixels, kept, 1)
+    return square, linear, constant
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[nn.Module]:
+    """A copy of a model in training mode; the random states are afterwards what they were before."""
+    device = next(model.parameters()).device
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
+        torch.manual_seed(0)
+        try:
+            trial = copy.deepcopy(model).train()
+            trial.data_preprocessor.batch_augments = None  # they would change the size
+            yield trial
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def _saved_bytes(model: nn.Module) -> Iterator[dict[int, int]]:
+    """Address and size of each storage that is kept for the backward pass, parameters apart."""
+    own = {param.untyped_storage().data_ptr() for param in model.parameters()}
+    saved = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield saved

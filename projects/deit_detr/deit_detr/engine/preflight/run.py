@@ -1,0 +1,156 @@
+"""All checks before training: for a config alone, and for a runner that is about to start."""
+
+import copy
+
+from mmdet.registry import DATASETS, HOOKS, MODELS
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import all_gather_object, broadcast_object_list, get_rank
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.runner import BaseLoop, Runner
+from torch import nn
+from torch.utils.data import Dataset
+
+from deit_detr.engine.class_check import class_difference, dataset_classes
+from deit_detr.engine.preflight.data import check_data, largest_image
+from deit_detr.engine.preflight.evaluator import build_metrics, check_evaluator
+from deit_detr.engine.preflight.fields import check_fields
+from deit_detr.engine.preflight.finding import FAIL, OK, Finding, require, table
+from deit_detr.engine.preflight.look import attempt, look
+from deit_detr.engine.preflight.machine import check_disk, check_memory
+from deit_detr.engine.preflight.model import check_gradients, check_pretrained, take_step
+from deit_detr.engine.preflight.versions import check_versions
+from deit_detr.errors import UserError
+
+
+def check_config(cfg: Config) -> list[Finding]:
+    """Run all checks on what a config describes; its data and model are built for that, and thrown away.
+
+    Args:
+        cfg: The config of a training run. Not changed.
+
+    Returns:
+        list[Finding]: A row for each check.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    datasets = build_datasets(cfg)
+    findings = check_data_and_config(cfg, datasets)
+    model = attempt(lambda: MODELS.build(copy.deepcopy(cfg.model)).to(get_device()))
+    if not isinstance(model, UserError):
+        # a checkpoint that does not fit would not be loaded
+        if look('pretrained', check_pretrained, model).status != FAIL:
+            attempt(model.init_weights)
+        return findings + check_model(model, cfg, attempt(largest_image, datasets.get('train')))
+    if not any(finding.check == 'model fields' and finding.status == FAIL for finding in findings):
+        findings.append(Finding('model', FAIL, f'cannot be built: {model}'))  # or the fields say why
+    return findings
+
+
+def build_datasets(cfg: Config) -> dict[str, Dataset | UserError]:
+    """The data sets of a config's training and validation, or why they cannot be built."""
+    return {
+        split: attempt(DATASETS.build, copy.deepcopy(cfg[f'{split}_dataloader'].dataset))
+        for split in ('train', 'val') if cfg.get(f'{split}_dataloader')}
+
+
+def check_data_and_config(cfg: Config, datasets: dict[str, Dataset | UserError]) -> list[Finding]:
+    """Run the checks that need no model.
+
+    Args:
+        cfg: The config of the run.
+        datasets: See :func:`build_datasets`.
+    """
+    built = {split: dataset for split, dataset in datasets.items() if not isinstance(dataset, UserError)}
+    metrics = attempt(build_metrics, cfg.get('val_evaluator'))
+    findings = [look('versions', check_versions), look('model fields', check_fields, cfg.model)]
+    findings += [
+        Finding(f'{split} annotations', FAIL, str(error)) for split, error in datasets.items() if split not in built]
+    findings += check_data(built)
+    findings.append(look('classes', _check_classes, built, metrics, cfg))
+    if 'val' in built:
+        findings.append(look('evaluator', check_evaluator, metrics, built['val']))
+    return findings
+
+
+def _check_classes(datasets: dict[str, Dataset], metrics: list, cfg: Config) -> tuple[str, str]:
+    difference = class_difference(dataset_classes(datasets), dict(val=metrics), cfg.model)
+    return (FAIL, difference) if difference else (OK, 'data, evaluator and model have the same')
+
+
+def check_model(model: nn.Module, cfg: Config, size: tuple[int, int] | UserError) -> list[Finding]:
+    """Run the checks that need the model; in every process, because losses average over the processes.
+
+    Args:
+        model: The detector on its device, not wrapped. Not changed.
+        cfg: The config of the run.
+        size: Height and width of the largest training images, in pixels, or why they are not known.
+    """
+    step = attempt(take_step, model, cfg)
+    return [
+        look('pretrained', check_pretrained, model), look('gradients', check_gradients, step, cfg),
+        look('memory', check_memory, model, cfg, *(None if isinstance(x, UserError) else x for x in (step, size))),
+        look('disk', check_disk, model, cfg)]
+
+
+@HOOKS.register_module()
+class PreflightHook(Hook):
+    """Check a training run before its first step, and stop it for everything that is wrong at once.
+
+    The checks are those of ``tools/preflight.py``, and take seconds. Data is looked at in the first process only; all
+    processes stop together. Nothing of the run is changed, its random numbers included.
+
+    Args:
+        ignore (tuple[str, ...]): Checks, by the names in the table, whose failures do not stop the run.
+    """
+
+    def __init__(self, ignore: tuple[str, ...] = ()) -> None:
+        self.ignore = tuple(ignore)
+
+    def before_run(self, runner: Runner) -> None:
+        """Run the checks, where there is something to train.
+
+        Raises:
+            UserError: With a line for each failure.
+        """
+        if not isinstance(runner._train_loop, BaseLoop):
+            return
+        findings, size = [], [None]
+        if get_rank() == 0:
+            loops = dict(train=runner._train_loop, val=runner._val_loop)
+            datasets = {name: loop.dataloader.dataset for name, loop in loops.items() if isinstance(loop, BaseLoop)}
+            findings = check_data_and_config(runner.cfg, datasets)
+            size = [attempt(largest_image, datasets['train'])]
+        broadcast_object_list(size)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        findings += check_model(model, runner.cfg, size[0])
+        first, *others = all_gather_object(findings)
+        known = {finding.message for finding in first}
+        first += [
+            Finding(f'{finding.check} of process {rank}', FAIL, finding.message)
+            for rank, of_rank in enumerate(others, 1) for finding in of_rank
+            if finding.status == FAIL and finding.message not in known]
+        runner.logger.info(f'before training:\n{table(first)}')
+        require(first, self.ignore)
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner of a training and its data; where that fails, say everything that is wrong.
+
+    mmengine calls the first hook when model and data are there. What keeps them from being built is the first of
+    perhaps several mistakes, and an error about shapes names none of the fields it comes from.
+
+    Args:
+        cfg: The config of the run. Not changed.
+
+    Raises:
+        UserError: With a line for each failure.
+    """
+    try:
+        runner = Runner.from_cfg(cfg)
+        runner.train_loop, runner.val_loop  # noqa: B018 - builds them
+    except Exception:
+        require(check_data_and_config(cfg, build_datasets(cfg)))
+        raise
+    return runner

@@ -1,0 +1,41 @@
+#!/usr/bin/env python
+"""Check what training needs: versions, machine, data, config and model. Takes seconds and trains nothing.
+
+One line a check: ok, warn, FAIL with what to do, or unknown where it could not be looked at. The status is 1 if one
+fails. Training runs the same checks at its start (PreflightHook).
+
+Example:
+    python tools/preflight.py projects/deit_detr/configs/detr_deit-tiny_8xb1-150e_scannet.py
+"""
+
+import argparse
+import os
+import sys
+
+try:
+    import deit_detr  # noqa: F401 - and with it torch, mmcv and mmdet, which refuse versions with a traceback
+except Exception as broken:
+    os.environ['DEIT_DETR_REGISTER'] = '0'
+    from deit_detr.engine.preflight.versions import check_versions
+
+    print('versions ', *check_versions())
+    sys.exit(f'{type(broken).__name__}: {broken}')
+
+from deit_detr.engine.launch import add_run_arguments, load_config
+from deit_detr.engine.preflight.finding import FAIL, table
+from deit_detr.engine.preflight.run import check_config
+from deit_detr.errors import run_cli
+
+
+def main() -> int:
+    """Check and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    add_run_arguments(parser)
+    findings = check_config(load_config(parser.parse_args()))
+    print(table(findings))
+    return int(any(finding.status == FAIL for finding in findings))
+
+
+if __name__ == '__main__':
+    run_cli(main)
