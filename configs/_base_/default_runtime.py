@@ -10,7 +10,9 @@ default_hooks = dict(
         type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='coco/bbox_mAP', rule='greater'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SceneVisualizationHook'))
-custom_hooks = [dict(type='PreflightHook'), dict(type='PretrainedCheckHook'), dict(type='ClassCheckHook')]
+custom_hooks = [
+    dict(type='PreflightHook'), dict(type='PretrainedCheckHook'), dict(type='ClassCheckHook'),
+    dict(type='NonFiniteHook', max_skips=0), dict(type='HintHook')]
 
 env_cfg = dict(
     cudnn_benchmark=False,

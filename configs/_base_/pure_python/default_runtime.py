@@ -5,7 +5,9 @@ from mmengine.runner import LogProcessor
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend
 
 from deit_detr.engine.class_check import ClassCheckHook
+from deit_detr.engine.hints import HintHook
 from deit_detr.engine.hooks import PretrainedCheckHook, SceneVisualizationHook
+from deit_detr.engine.nonfinite import NonFiniteHook
 from deit_detr.engine.preflight.run import PreflightHook
 
 default_scope = 'mmdet'
@@ -18,7 +20,9 @@ default_hooks = dict(
         type=CheckpointHook, interval=1, max_keep_ckpts=3, save_best='coco/bbox_mAP', rule='greater'),
     sampler_seed=dict(type=DistSamplerSeedHook),
     visualization=dict(type=SceneVisualizationHook))
-custom_hooks = [dict(type=PreflightHook), dict(type=PretrainedCheckHook), dict(type=ClassCheckHook)]
+custom_hooks = [
+    dict(type=PreflightHook), dict(type=PretrainedCheckHook), dict(type=ClassCheckHook),
+    dict(type=NonFiniteHook, max_skips=0), dict(type=HintHook)]
 
 env_cfg = dict(
     cudnn_benchmark=False,

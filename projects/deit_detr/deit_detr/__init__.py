@@ -14,8 +14,10 @@ if os.environ.get('DEIT_DETR_REGISTER', '1') != '0':
     from deit_detr.datasets.scannet import ScanNet18Dataset as ScanNet18Dataset
     from deit_detr.datasets.scannet import ScanNetDataset as ScanNetDataset
     from deit_detr.engine.class_check import ClassCheckHook as ClassCheckHook
+    from deit_detr.engine.hints import HintHook as HintHook
     from deit_detr.engine.hooks import PretrainedCheckHook as PretrainedCheckHook
     from deit_detr.engine.hooks import SceneVisualizationHook as SceneVisualizationHook
+    from deit_detr.engine.nonfinite import NonFiniteHook as NonFiniteHook
     from deit_detr.engine.optim import GroupedOptimWrapperConstructor as GroupedOptimWrapperConstructor
     from deit_detr.engine.preflight.run import PreflightHook as PreflightHook
     from deit_detr.evaluation import Pri3DMetric as Pri3DMetric

@@ -220,7 +220,7 @@ def match(costs: np.ndarray, num_gts: list[int]) -> np.ndarray:
     """
     num_layers, num_images, num_queries = costs.shape[:3]
     pairs = [
-        linear_sum_assignment(costs[layer, image, :, :number])
+        assign(costs[layer, image, :, :number])
         for layer in range(num_layers)
         for image, number in enumerate(num_gts)
     ]
@@ -229,6 +229,25 @@ def match(costs: np.ndarray, num_gts: list[int]) -> np.ndarray:
     images = np.tile(np.repeat(np.arange(num_images), sizes), num_layers)
     queries, boxes = (np.concatenate(part) for part in zip(*pairs, strict=True))
     return np.stack([layers, images, queries, boxes]).astype(np.int64, copy=False)
+
+
+def assign(costs: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """SciPy's Hungarian matching, in which costs that are no finite numbers are the lowest instead of an error.
+
+    What is broken is matched, and so part of the loss, which stops being finite in turn. An error here would be one of
+    a single process: the others would wait for its gradients.
+
+    Args:
+        costs (np.ndarray | Tensor): ``(queries, boxes)``, on the CPU.
+
+    Returns:
+        tuple[np.ndarray, np.ndarray]: Query and box of each match.
+    """
+    costs = np.asarray(costs)
+    finite = np.isfinite(costs)
+    if not finite.all():
+        costs = np.where(finite, costs, -1e9)
+    return linear_sum_assignment(costs)
 
 
 def generalized_iou(a: Tensor, b: Tensor, eps: float) -> Tensor:

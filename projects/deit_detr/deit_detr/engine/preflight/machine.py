@@ -26,7 +26,7 @@ def check_disk(model: nn.Module, cfg: ConfigDict) -> tuple[str, str]:
         kept = -(-(train.get('max_epochs') or train.get('max_iters') or 1) // max(1, hook.get('interval', 1)))
     number = kept + bool(hook.get('save_best')) + 1  # one more: the new one is complete before the oldest goes
     size = _model_bytes(model) + (_moments(cfg) * _trainable_bytes(model) if hook.get('save_optimizer', True) else 0)
-    if 'ema' in str(cfg.get('default_hooks', '')).lower() + str(cfg.get('custom_hooks', '')).lower():
+    if 'EMAHook' in f'{cfg.get("default_hooks")}{cfg.get("custom_hooks")}':
         size += _model_bytes(model)
     folder = Path(cfg.get('work_dir') or '.').absolute()
     while not folder.exists():

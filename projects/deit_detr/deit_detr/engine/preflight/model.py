@@ -62,7 +62,10 @@ def take_step(model: nn.Module, cfg: ConfigDict) -> Step:
     amp = 'Amp' in str(wrapper.get('type', ''))
     dtype = getattr(torch, wrapper.get('dtype') or 'float16')
     kept = []
-    with _untouched(model) as trial:
+    with same_random_state():
+        torch.manual_seed(0)
+        trial = copy.deepcopy(model).train()
+        trial.data_preprocessor.batch_augments = None  # they would change the size
         device = next(trial.parameters()).device
         for side in reversed(sides):
             data = trial.data_preprocessor(make_batch(1, (side, side), 10, num_classes=_num_classes(cfg.model)))
@@ -134,16 +137,12 @@ def _curve(pixels: list[int], kept: list[int]) -> tuple[float, float, float]:
 
 
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[nn.Module]:
-    """A copy of a model in training mode; the random states are afterwards what they were before."""
-    device = next(model.parameters()).device
+def same_random_state() -> Iterator[None]:
+    """Leave the random states of Python, NumPy and PyTorch as they are before."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
-        torch.manual_seed(0)
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         try:
-            trial = copy.deepcopy(model).train()
-            trial.data_preprocessor.batch_augments = None  # they would change the size
-            yield trial
+            yield
         finally:
             random.setstate(python)
             np.random.set_state(numpy)

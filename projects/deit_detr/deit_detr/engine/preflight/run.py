@@ -20,7 +20,7 @@ from deit_detr.engine.preflight.fields import check_fields
 from deit_detr.engine.preflight.finding import FAIL, OK, Finding, require, table
 from deit_detr.engine.preflight.look import attempt, look
 from deit_detr.engine.preflight.machine import check_disk, check_memory
-from deit_detr.engine.preflight.model import check_gradients, check_pretrained, take_step
+from deit_detr.engine.preflight.model import check_gradients, check_pretrained, same_random_state, take_step
 from deit_detr.engine.preflight.versions import check_versions
 from deit_detr.errors import UserError
 
@@ -120,8 +120,9 @@ class PreflightHook(Hook):
         if get_rank() == 0:
             loops = dict(train=runner._train_loop, val=runner._val_loop)
             datasets = {name: loop.dataloader.dataset for name, loop in loops.items() if isinstance(loop, BaseLoop)}
-            findings = check_data_and_config(runner.cfg, datasets)
-            size = [attempt(largest_image, datasets['train'])]
+            with same_random_state():
+                findings = check_data_and_config(runner.cfg, datasets)
+                size = [attempt(largest_image, datasets['train'])]
         broadcast_object_list(size)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         findings += check_model(model, runner.cfg, size[0])
