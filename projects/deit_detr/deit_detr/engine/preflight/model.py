@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from deit_detr.benchmark import make_batch
 from deit_detr.checkpoints.pretrained import check_layout, count_loaded_tensors, read_pretrained
 from deit_detr.engine.hooks import pretrained_modules
-from deit_detr.engine.preflight.finding import FAIL, OK, WARN
+from deit_detr.engine.preflight.finding import FAIL, OK, UNKNOWN, WARN
 from deit_detr.errors import UserError
 
 MIN_LOADED = 0.99
@@ -86,10 +86,10 @@ def take_step(model: nn.Module, cfg: ConfigDict) -> Step:
     return Step(without, first, _curve([side**2 for side in reversed(sides)], kept))
 
 
-def check_gradients(step: Step | UserError, cfg: ConfigDict) -> tuple[str, str]:
+def check_gradients(step: Step | None, cfg: ConfigDict) -> tuple[str, str]:
     """Whether every trainable parameter takes part in the loss."""
-    if isinstance(step, UserError):
-        raise step
+    if step is None:
+        return UNKNOWN, 'no step was tried: the fields of the model do not fit each other'
     if not step.without_gradient:
         return OK, f'a step on {step.side}x{step.side} noise gives every parameter a gradient'
     number = len(step.without_gradient)

@@ -42,7 +42,7 @@ def check_config(cfg: Config) -> list[Finding]:
         # a checkpoint that does not fit would not be loaded
         if look('pretrained', check_pretrained, model).status != FAIL:
             attempt(model.init_weights)
-        return findings + check_model(model, cfg, attempt(largest_image, datasets.get('train')))
+        return findings + check_model(model, cfg, _largest_image(datasets.get('train')))
     if not any(finding.check == 'model fields' and finding.status == FAIL for finding in findings):
         findings.append(Finding('model', FAIL, f'cannot be built: {model}'))  # or the fields say why
     return findings
@@ -68,7 +68,8 @@ def check_data_and_config(cfg: Config, datasets: dict[str, Dataset | UserError])
     findings += [
         Finding(f'{split} annotations', FAIL, str(error)) for split, error in datasets.items() if split not in built]
     findings += check_data(built)
-    findings.append(look('classes', _check_classes, built, metrics, cfg))
+    known = [] if isinstance(metrics, UserError) else metrics
+    findings.append(look('classes', _check_classes, built, known, cfg))
     if 'val' in built:
         findings.append(look('evaluator', check_evaluator, metrics, built['val']))
     return findings
@@ -79,16 +80,23 @@ def _check_classes(datasets: dict[str, Dataset], metrics: list, cfg: Config) -> 
     return (FAIL, difference) if difference else (OK, 'data, evaluator and model have the same')
 
 
-def check_model(model: nn.Module, cfg: Config, size: tuple[int, int] | UserError) -> list[Finding]:
+def _largest_image(dataset: Dataset | UserError | None) -> tuple[int, int] | UserError | None:
+    return None if dataset is None or isinstance(dataset, UserError) else attempt(largest_image, dataset)
+
+
+def check_model(model: nn.Module, cfg: Config, size: tuple[int, int] | UserError | None) -> list[Finding]:
     """Run the checks that need the model; in every process, because losses average over the processes.
 
     Args:
         model: The detector on its device, not wrapped. Not changed.
         cfg: The config of the run.
-        size: Height and width of the largest training images, in pixels, or why they are not known.
+        size: Height and width of the largest training images, in pixels, or why they cannot be made; None without
+            training data.
     """
-    step = attempt(take_step, model, cfg)
-    return [
+    fit = look('model fields', check_fields, cfg.model).status != FAIL
+    step = attempt(take_step, model, cfg) if fit else None  # an error of shapes would say less than the fields
+    pipeline = [Finding('train pipeline', FAIL, str(size))] if isinstance(size, UserError) else []
+    return pipeline + [
         look('pretrained', check_pretrained, model), look('gradients', check_gradients, step, cfg),
         look('memory', check_memory, model, cfg, *(None if isinstance(x, UserError) else x for x in (step, size))),
         look('disk', check_disk, model, cfg)]
@@ -122,7 +130,7 @@ class PreflightHook(Hook):
             datasets = {name: loop.dataloader.dataset for name, loop in loops.items() if isinstance(loop, BaseLoop)}
             with same_random_state():
                 findings = check_data_and_config(runner.cfg, datasets)
-                size = [attempt(largest_image, datasets['train'])]
+                size = [_largest_image(datasets['train'])]
         broadcast_object_list(size)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         findings += check_model(model, runner.cfg, size[0])
