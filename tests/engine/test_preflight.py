@@ -21,7 +21,8 @@ from deit_detr.engine.preflight.evaluator import build_metrics, check_evaluator
 from deit_detr.engine.preflight.fields import check_fields
 from deit_detr.engine.preflight.finding import FAIL, OK, UNKNOWN, WARN
 from deit_detr.engine.preflight.look import look
-from deit_detr.engine.preflight.run import check_config
+from deit_detr.engine.preflight.run import build_runner, check_config
+from deit_detr.errors import UserError
 
 CONFIGS = REPO / 'projects/deit_detr/configs'
 DETR, DINO, LW_DETR = (
@@ -76,7 +77,7 @@ def test_sound_recipe_passes(frames, deit_checkpoint, monkeypatch, tmp_path):
 
 
 def test_everything_wrong_is_said_at_once(frames, run):
-    """One run of the tool, one line each; training, whose data cannot even be built, stops with the same."""
+    """One run of the tool, one line each; a runner, whose data cannot even be built, stops with the same."""
     edit(frames, 'train', lambda content: content['annotations'][0].update(id=content['annotations'][1]['id']))
     (next((frames / 'val').glob('**/*.jpg'))).write_bytes(b'no image')
     broken = ['--cfg-options', 'model.bbox_head.num_classes=21', 'model.neck.out_channels=256',
@@ -89,9 +90,11 @@ def test_everything_wrong_is_said_at_once(frames, run):
     assert 'cannot be decoded' in lines['val images']
     assert 'model.bbox_head.num_classes is 21' in lines['classes']
 
-    output = run(sys.executable, REPO / 'tools/train.py', DETR, *broken, status=2)
-    assert 'error: 4 of ' in output and 'Traceback' not in output
-    assert all(line.split('FAIL', 1)[1].strip() in output for line in lines.values())
+    cfg = load(DETR, **{'model.bbox_head.num_classes': 21, 'model.neck.out_channels': 256, 'launcher': 'none'})
+    cfg.work_dir = str(frames / 'work')
+    with pytest.raises(UserError, match='^4 of ') as caught:
+        build_runner(cfg)
+    assert all(line.split('FAIL', 1)[1].strip() in str(caught.value) for line in lines.values())
 
 
 def test_hook_stops_all_processes(frames, run, tmp_path):

@@ -40,13 +40,7 @@ class PretrainedCheckHook(Hook):
         """
         if not isinstance(runner._train_loop, BaseLoop):
             return
-        for name, module in pretrained_modules(runner.model).items():
-            checkpoint, prefix = module.init_cfg['checkpoint'], module.init_cfg.get('prefix')
-            source = read_pretrained(checkpoint)
-            try:
-                check_layout(module, source, prefix, self.min_loaded)
-            except UserError as error:
-                raise UserError(f'{checkpoint}, for model.{name}: {error}') from None
+        check_checkpoints(runner.model, self.min_loaded)
 
     def before_train(self, runner: Runner) -> None:
         """Compare before the first step, unless a checkpoint of the whole model was loaded over the weights.
@@ -56,17 +50,55 @@ class PretrainedCheckHook(Hook):
         """
         if runner._has_loaded:
             return
-        pretrained = pretrained_modules(runner.model)
-        for name, module in pretrained.items():
-            checkpoint = module.init_cfg['checkpoint']
-            equal, total = count_loaded_tensors(module, read_pretrained(checkpoint), module.init_cfg.get('prefix'))
-            if equal < self.min_loaded * total:
-                raise UserError(
-                    f'{checkpoint}: fits model.{name}, but only {equal} of {total} tensors still equal it after '
-                    f'initialization. Something initializes model.{name} again after loading')
-            runner.logger.info(f'{name}: {equal} of {total} tensors pretrained, from {checkpoint}')
-        if not pretrained:
+        lines = loaded_parts(runner.model, self.min_loaded)
+        for line in lines:
+            runner.logger.info(line)
+        if not lines:
             runner.logger.warning('no part of the model is pretrained: everything trains from scratch')
+
+
+def check_checkpoints(model: nn.Module, min_loaded: float) -> None:
+    """Read the pretrained checkpoints of a model's parts, before anything is loaded.
+
+    Args:
+        model: The model.
+        min_loaded: The share of a part's tensors, in 0..1, that has to be in its checkpoint.
+
+    Raises:
+        UserError: If a checkpoint is missing, damaged, unsafe, or of another layout or architecture.
+    """
+    for name, module in pretrained_modules(model).items():
+        checkpoint, prefix = module.init_cfg['checkpoint'], module.init_cfg.get('prefix')
+        source = read_pretrained(checkpoint)
+        try:
+            check_layout(module, source, prefix, min_loaded)
+        except UserError as error:
+            raise UserError(f'{checkpoint}, for model.{name}: {error}') from None
+
+
+def loaded_parts(model: nn.Module, min_loaded: float) -> list[str]:
+    """Compare a model right after its initialization with its pretrained checkpoints.
+
+    Args:
+        model: The model.
+        min_loaded: The share of a part's tensors, in 0..1, that has to equal its checkpoint's.
+
+    Returns:
+        list[str]: For each pretrained part how much of it came from where.
+
+    Raises:
+        UserError: If it is less.
+    """
+    lines = []
+    for name, module in pretrained_modules(model).items():
+        checkpoint = module.init_cfg['checkpoint']
+        equal, total = count_loaded_tensors(module, read_pretrained(checkpoint), module.init_cfg.get('prefix'))
+        if equal < min_loaded * total:
+            raise UserError(
+                f'{checkpoint}: fits model.{name}, but only {equal} of {total} tensors still equal it after '
+                f'initialization. Something initializes model.{name} again after loading')
+        lines.append(f'{name}: {equal} of {total} tensors pretrained, from {checkpoint}')
+    return lines
 
 
 def pretrained_modules(model: nn.Module) -> dict[str, nn.Module]:

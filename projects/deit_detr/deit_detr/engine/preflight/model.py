@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from deit_detr.benchmark import make_batch
-from deit_detr.checkpoints.pretrained import check_layout, count_loaded_tensors, read_pretrained
-from deit_detr.engine.hooks import pretrained_modules
+from deit_detr.engine.hooks import check_checkpoints, loaded_parts, pretrained_modules
 from deit_detr.engine.preflight.finding import FAIL, OK, UNKNOWN, WARN
 from deit_detr.errors import UserError
 
-MIN_LOADED = 0.99
+MIN_LOADED = 0.99  # see PretrainedCheckHook
 
 
 @dataclass(frozen=True)
@@ -100,28 +99,14 @@ def check_gradients(step: Step | None, cfg: ConfigDict) -> tuple[str, str]:
         'find_unused_parameters=True'
 
 
-def check_pretrained(model: nn.Module, min_loaded: float = MIN_LOADED) -> tuple[str, str]:
+def check_pretrained(model: nn.Module) -> tuple[str, str]:
     """Whether the pretrained checkpoints fit and, in an initialized model, whether they arrived."""
-    shares = []
-    for name, module in pretrained_modules(model).items():
-        checkpoint, prefix = module.init_cfg['checkpoint'], module.init_cfg.get('prefix')
-        source = read_pretrained(checkpoint)
-        try:
-            check_layout(module, source, prefix, min_loaded)
-        except UserError as error:
-            raise UserError(f'{checkpoint}, for model.{name}: {error}') from None
-        if module.is_init:
-            equal, total = count_loaded_tensors(module, source, prefix)
-            if equal < min_loaded * total:
-                raise UserError(
-                    f'{checkpoint}: fits model.{name}, but only {equal} of {total} tensors still equal it after '
-                    f'initialization. Something initializes model.{name} again after loading')
-            shares.append(f'{name}: {equal} of {total} tensors')
-        else:
-            shares.append(f'{name}: the checkpoint fits')
-    if not shares:
+    check_checkpoints(model, MIN_LOADED)
+    if not pretrained_modules(model):
         return WARN, 'no part of the model is pretrained: everything trains from scratch; set model.backbone.init_cfg'
-    return OK, ', '.join(shares)
+    if model.is_init:
+        return OK, '; '.join(loaded_parts(model, MIN_LOADED))
+    return OK, f'the checkpoint of {", ".join(pretrained_modules(model))} fits'
 
 
 def _num_classes(model: ConfigDict) -> int:

@@ -38,14 +38,15 @@ def check_config(cfg: Config) -> list[Finding]:
     datasets = build_datasets(cfg)
     findings = check_data_and_config(cfg, datasets)
     model = attempt(lambda: MODELS.build(copy.deepcopy(cfg.model)).to(get_device()))
-    if not isinstance(model, UserError):
-        # a checkpoint that does not fit would not be loaded
-        if look('pretrained', check_pretrained, model).status != FAIL:
-            attempt(model.init_weights)
-        return findings + check_model(model, cfg, _largest_image(datasets.get('train')))
-    if not any(finding.check == 'model fields' and finding.status == FAIL for finding in findings):
-        findings.append(Finding('model', FAIL, f'cannot be built: {model}'))  # or the fields say why
-    return findings
+    if isinstance(model, UserError):
+        if not any(finding.check == 'model fields' and finding.status == FAIL for finding in findings):
+            findings.append(Finding('model', FAIL, f'cannot be built: {model}'))  # or the fields say why
+        return findings
+    if look('pretrained', check_pretrained, model).status != FAIL:  # mmengine would stop at a missing file
+        failure = attempt(model.init_weights)
+        if failure is not None:
+            findings.append(Finding('initialization', FAIL, str(failure)))
+    return findings + check_model(model, cfg, _largest_image(datasets.get('train')))
 
 
 def build_datasets(cfg: Config) -> dict[str, Dataset | UserError]:
