@@ -177,8 +177,9 @@ def test_converted_config_is_the_seed_recipe(config, monkeypatch):
         'default_hooks.checkpoint.rule', 'visualizer.vis_backends[1].type',
         # and draws into a folder for each scene
         'default_hooks.visualization.type',
-        # of mmdet 2.x' default_runtime.py
-        'custom_hooks[1].type', 'auto_scale_lr.base_batch_size',
+        # of mmdet 2.x' default_runtime.py, and the recipe has more hooks
+        *(f'custom_hooks[{index}].type' for index in range(5)), 'custom_hooks[3].max_skips',
+        'auto_scale_lr.base_batch_size',
     }
     assert config.train_dataloader.dataset.metainfo.classes == CLASSES
 
