@@ -9,7 +9,7 @@ import argparse
 
 import torch
 
-from deit_detr.engine.launch import add_run_arguments, load_config
+from deit_detr.engine.launch import add_run_arguments, load_config, make_deterministic
 from deit_detr.engine.preflight.run import build_runner
 from deit_detr.errors import UserError, run_cli
 
@@ -24,6 +24,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision in bfloat16')
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate by the real batch size')
+    parser.add_argument(
+        '--deterministic', action='store_true',
+        help='the same weights each time, on the same machine and software; set randomness.seed, too')
     add_run_arguments(parser)
     return parser.parse_args()
 
@@ -41,6 +44,8 @@ def main() -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise UserError(f'{args.config}: --auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
         cfg.auto_scale_lr.enable = True
+    if args.deterministic:
+        make_deterministic(cfg)
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume

@@ -7,7 +7,9 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='coco/bbox_mAP', rule='greater'),
+        type='SafeCheckpointHook', interval=1, max_keep_ckpts=3, save_best='coco/bbox_mAP', rule='greater'),
+    preemption=dict(type='PreemptionHook'),
+    record=dict(type='RunRecordHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SceneVisualizationHook'))
 custom_hooks = [

@@ -1,14 +1,17 @@
 """default_runtime.py in MMEngine's pure-Python style."""
 from mmdet.visualization import DetLocalVisualizer
-from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
+from mmengine.hooks import DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
 from mmengine.runner import LogProcessor
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend
 
+from deit_detr.engine.checkpoint_hook import SafeCheckpointHook
 from deit_detr.engine.class_check import ClassCheckHook
 from deit_detr.engine.hints import HintHook
 from deit_detr.engine.hooks import PretrainedCheckHook, SceneVisualizationHook
 from deit_detr.engine.nonfinite import NonFiniteHook
 from deit_detr.engine.preflight.run import PreflightHook
+from deit_detr.engine.preemption import PreemptionHook
+from deit_detr.engine.run_record import RunRecordHook
 
 default_scope = 'mmdet'
 
@@ -17,7 +20,9 @@ default_hooks = dict(
     logger=dict(type=LoggerHook, interval=50),
     param_scheduler=dict(type=ParamSchedulerHook),
     checkpoint=dict(
-        type=CheckpointHook, interval=1, max_keep_ckpts=3, save_best='coco/bbox_mAP', rule='greater'),
+        type=SafeCheckpointHook, interval=1, max_keep_ckpts=3, save_best='coco/bbox_mAP', rule='greater'),
+    preemption=dict(type=PreemptionHook),
+    record=dict(type=RunRecordHook),
     sampler_seed=dict(type=DistSamplerSeedHook),
     visualization=dict(type=SceneVisualizationHook))
 custom_hooks = [

@@ -1,12 +1,13 @@
 """schedules/detr_150e.py in MMEngine's pure-Python style."""
 from mmengine.optim import MultiStepLR, OptimWrapper
-from mmengine.runner import EpochBasedTrainLoop, TestLoop, ValLoop
+from mmengine.runner import TestLoop, ValLoop
 from torch.optim import AdamW
 
 from deit_detr.engine.optim import GroupedOptimWrapperConstructor
+from deit_detr.engine.train_loop import ResumableTrainLoop
 
 max_epochs = 150
-train_cfg = dict(type=EpochBasedTrainLoop, max_epochs=max_epochs, val_interval=1)
+train_cfg = dict(type=ResumableTrainLoop, max_epochs=max_epochs, val_interval=1)
 val_cfg = dict(type=ValLoop)
 test_cfg = dict(type=TestLoop)
 

@@ -1,6 +1,6 @@
 """DETR's short schedule: 150 epochs, the learning rate drops to a tenth after 100."""
 max_epochs = 150
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
+train_cfg = dict(type='ResumableTrainLoop', max_epochs=max_epochs, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 

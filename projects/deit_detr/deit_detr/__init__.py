@@ -10,9 +10,11 @@ __version__ = '0.1.0'
 
 if os.environ.get('DEIT_DETR_REGISTER', '1') != '0':
     from deit_detr.checkpoints.safe_loading import allow_mmengine_checkpoints
+    from deit_detr.checkpoints.whole_files import write_whole_files
     from deit_detr.datasets.checked_coco import CheckedCocoDataset as CheckedCocoDataset
     from deit_detr.datasets.scannet import ScanNet18Dataset as ScanNet18Dataset
     from deit_detr.datasets.scannet import ScanNetDataset as ScanNetDataset
+    from deit_detr.engine.checkpoint_hook import SafeCheckpointHook as SafeCheckpointHook
     from deit_detr.engine.class_check import ClassCheckHook as ClassCheckHook
     from deit_detr.engine.hints import HintHook as HintHook
     from deit_detr.engine.hooks import PretrainedCheckHook as PretrainedCheckHook
@@ -20,6 +22,9 @@ if os.environ.get('DEIT_DETR_REGISTER', '1') != '0':
     from deit_detr.engine.nonfinite import NonFiniteHook as NonFiniteHook
     from deit_detr.engine.optim import GroupedOptimWrapperConstructor as GroupedOptimWrapperConstructor
     from deit_detr.engine.preflight.run import PreflightHook as PreflightHook
+    from deit_detr.engine.preemption import PreemptionHook as PreemptionHook
+    from deit_detr.engine.run_record import RunRecordHook as RunRecordHook
+    from deit_detr.engine.train_loop import ResumableTrainLoop as ResumableTrainLoop
     from deit_detr.evaluation import Pri3DMetric as Pri3DMetric
     from deit_detr.inference import load as load
     from deit_detr.models.fast_detectors import FastConditionalDETR as FastConditionalDETR
@@ -34,3 +39,4 @@ if os.environ.get('DEIT_DETR_REGISTER', '1') != '0':
     from deit_detr.models.windowed_vit import WindowedViT as WindowedViT
 
     allow_mmengine_checkpoints()
+    write_whole_files()

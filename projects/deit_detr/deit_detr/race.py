@@ -126,8 +126,8 @@ def contestant(run: Run, options: dict) -> Config:
         raise UserError(f'{run.config}: no such config file')
     cfg = Config.fromfile(run.config)
     cfg.merge_from_dict(options)
-    if cfg.train_cfg.get('type') != 'EpochBasedTrainLoop':
-        raise UserError(f"{run.config}: train_cfg.type: only text configs with 'EpochBasedTrainLoop' can race")
+    if cfg.train_cfg.get('type') not in ('EpochBasedTrainLoop', 'ResumableTrainLoop'):
+        raise UserError(f'{run.config}: train_cfg.type: only text configs with a loop of epochs can race')
     cfg.custom_imports.imports = [*cfg.custom_imports.imports, 'deit_detr.engine.budget']
     cfg.train_cfg = dict(
         type='BudgetTrainLoop', max_epochs=cfg.train_cfg.max_epochs, minutes=run.minutes, evals=run.evals)

@@ -1,6 +1,5 @@
 """Reading checkpoints without running code from them, and writing them whole or not at all."""
 
-import os
 import re
 import tarfile
 import zipfile
@@ -13,6 +12,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, _weights_only_unpickler
 
+from deit_detr.checkpoints.whole_files import replacing
 from deit_detr.errors import UserError
 
 #: NumPy's types of plain numbers, as pickles name them.
@@ -223,11 +223,5 @@ def save_checkpoint_file(checkpoint: dict, path: str | Path) -> None:
         checkpoint: What to write.
         path: Where; folders are made, a file there is replaced.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        torch.save(checkpoint, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        torch.save(checkpoint, file)

@@ -62,3 +62,14 @@ def use_cpu_processes(cfg: Config) -> None:
     torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout) if timeout else None)
     cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
     print_log(f'no GPU: {torch.distributed.get_world_size()} processes on the CPU, backend gloo', logger='current')
+
+
+def make_deterministic(cfg: Config) -> None:
+    """Let a run use deterministic algorithms only: an operation that has none on its device stops it by name.
+
+    Args:
+        cfg: The config of the run, changed in place. Without ``randomness.seed`` one is drawn, which the log and
+            ``run.json`` name.
+    """
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # cuBLAS reads it at its first call
+    cfg.randomness = dict(cfg.get('randomness') or {}, deterministic=True)

@@ -70,7 +70,8 @@ class BatchRandomResize(nn.Module):
     it drew back from the device.
 
     Args:
-        scales (Sequence[float]): One is drawn for each batch, in the same order in every process and run.
+        scales (Sequence[float]): One is drawn for each batch, from Python's ``random``, which
+            :class:`ResumableTrainLoop` seeds alike in all processes.
         size_divisor (int): Height and width become multiples of it.
     """
 
@@ -78,7 +79,6 @@ class BatchRandomResize(nn.Module):
         super().__init__()
         self.scales = list(scales)
         self.size_divisor = size_divisor
-        self.random = random.Random(0)
 
     def forward(self, inputs: Tensor, data_samples: SampleList) -> tuple[Tensor, SampleList]:
         """Resize images and boxes.
@@ -91,7 +91,7 @@ class BatchRandomResize(nn.Module):
         Returns:
             tuple: Images and samples of the new size.
         """
-        scale = self.random.choice(self.scales)
+        scale = random.choice(self.scales)
         old = inputs.shape[-2:]
         new = tuple(max(1, round(side * scale / self.size_divisor)) * self.size_divisor for side in old)
         y, x = (after / before for after, before in zip(new, old, strict=True))

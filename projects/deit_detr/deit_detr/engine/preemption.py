@@ -1,0 +1,122 @@
+"""Ending a training in good order when the cluster asks for it."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+
+import torch
+from mmdet.registry import HOOKS
+from mmengine.dist import all_reduce, barrier, get_world_size
+from mmengine.hooks import EMAHook, Hook
+from mmengine.runner import BaseLoop, Runner
+
+#: EX_TEMPFAIL of sysexits.h: not a mistake, try again. Python, shells and torchrun use no such status themselves.
+REQUEUE_STATUS = 75
+
+
+@HOOKS.register_module()
+class PreemptionHook(Hook):
+    """Save and leave with status 75 after a SIGTERM or SIGUSR1, in the middle of an epoch or of an evaluation.
+
+    Several processes may get the signal at different times, or only one of them: every ``interval`` steps they agree
+    by an all-reduce of one number, which makes the host wait for its device. A single process looks after each step.
+    A second signal ends a process at once, but not within a second: launchers pass on a signal that the process had
+    already got.
+
+    The checkpoint is ``preempted_iter_N.pth`` in the work folder, until a regular one is written; ``--resume`` finds
+    it.
+
+    Args:
+        interval (int): Steps between two looks of several processes.
+    """
+
+    priority = 'LOWEST'  # what the other hooks do after a step is part of the step
+
+    def __init__(self, interval: int = 10) -> None:
+        self.interval = interval
+        self._asked_at = None
+        self._handlers = {}
+        self._eval_looks = 0
+
+    def before_run(self, runner: Runner) -> None:
+        """Listen, and let the data loading workers not listen: a group of processes often gets a signal as a whole."""
+        if not isinstance(runner._train_loop, BaseLoop):
+            return
+        for loop in (runner._train_loop, runner._val_loop):
+            if isinstance(loop, BaseLoop):
+                loop.dataloader.worker_init_fn = partial(_ignore_signals, loop.dataloader.worker_init_fn)
+        self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
+
+    def after_train(self, runner: Runner) -> None:
+        """Stop listening."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
+        """Leave after this step if asked to.
+
+        Raises:
+            SystemExit: With status 75, when the checkpoint is written.
+        """
+        step = runner.iter + 1
+        whole = step % getattr(runner.optim_wrapper, '_accumulative_counts', 1) == 0  # no half-summed gradient is saved
+        if whole and self._agreed(step % self.interval == 0):
+            self._leave(runner, step)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Count how often all processes can look: one may have an image less than another."""
+        if self._handlers:
+            looks = torch.tensor(len(runner.val_loop.dataloader) // self.interval)
+            all_reduce(looks, 'min')
+            self._eval_looks = int(looks)
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, *args, **kwargs) -> None:
+        """Leave in the middle of an evaluation if asked to; it is done again when the training is resumed.
+
+        Raises:
+            SystemExit: With status 75, when the checkpoint is written.
+        """
+        looks, rest = divmod(batch_idx + 1, self.interval)
+        if self._handlers and self._agreed(rest == 0 and looks <= self._eval_looks):
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):
+                    hook.after_val_epoch(runner)  # the averaged weights are in the model's place
+            self._leave(runner, runner.iter)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+        elif time.monotonic() > self._asked_at + 1:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def _agreed(self, all_look: bool) -> bool:
+        """Whether any process was asked to leave; of several processes all or none have to call this."""
+        asked = self._asked_at is not None
+        if get_world_size() == 1:
+            return asked
+        if not all_look:
+            return False
+        flag = torch.tensor(int(asked))
+        all_reduce(flag, 'max')
+        return bool(flag)
+
+    def _leave(self, runner: Runner, step: int) -> None:
+        name = f'preempted_iter_{step}.pth'
+        runner.save_checkpoint(runner.work_dir, name, meta=dict(epoch=runner.epoch, iter=step), by_epoch=False)
+        barrier()  # a launcher ends the other processes as soon as one has ended
+        runner.logger.warning(
+            f'asked to stop: saved {name} after iteration {step} and left with status {REQUEUE_STATUS}; --resume '
+            'continues')
+        raise SystemExit(REQUEUE_STATUS)
+
+
+def _ignore_signals(worker_init_fn: Callable | None, worker_id: int) -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if worker_init_fn is not None:
+        worker_init_fn(worker_id)
