@@ -16,16 +16,18 @@ class InterruptHook(Hook):
         number: The signal's name.
         rank: The process that gets it.
         when: 'train', 'val', or 'write': just before the file of the checkpoint after this step gets its name.
+        group: Whether all processes of the group get it, data loading workers too.
     """
 
     priority = 'VERY_HIGH'
 
-    def __init__(self, step: int, number: str, rank: int = 0, when: str = 'train') -> None:
-        self.step, self.signal, self.when = step, signal.Signals[number], when
+    def __init__(self, step: int, number: str, rank: int = 0, when: str = 'train',
+                 group: bool = False) -> None:
+        self.step, self.signal, self.when, self.group = step, signal.Signals[number], when, group
         self.here = int(os.environ.get('RANK', 0)) == rank
 
     def _send(self, *args) -> None:
-        os.kill(os.getpid(), self.signal)
+        os.kill(0 if self.group else os.getpid(), self.signal)
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
         if self.here and runner.iter + 1 == self.step:

@@ -1,5 +1,6 @@
 """One way to end a command line: a sentence instead of a traceback."""
 
+import errno
 import sys
 from collections.abc import Callable
 
@@ -20,12 +21,20 @@ def run_cli(main: Callable[[], int | None]) -> None:
         main: Returns the exit status; ``None`` counts as 0.
 
     Raises:
-        SystemExit: Always. Status 2 with one line on standard error for a :class:`UserError`, 130 for Ctrl-C.
+        SystemExit: Always. Status 2 with one line on standard error for a :class:`UserError` or a full disk, 130 for
+            Ctrl-C.
     """
     try:
         sys.exit(main() or 0)
     except UserError as error:
         print(*map(printable, f'error: {error}'.split('\n')), sep='\n', file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(
+            f'error: {error.filename or "a file"}: cannot be written ({error.strerror}). Files written before '
+            'are whole: make room and run this again, a training with --resume', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)

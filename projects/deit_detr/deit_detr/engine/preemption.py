@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,7 @@ from mmengine.runner import BaseLoop, Runner
 
 #: EX_TEMPFAIL of sysexits.h: not a mistake, try again. Python, shells and torchrun use no such status themselves.
 REQUEUE_STATUS = 75
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @HOOKS.register_module()
@@ -42,13 +44,13 @@ class PreemptionHook(Hook):
         self._eval_looks = 0
 
     def before_run(self, runner: Runner) -> None:
-        """Listen, and let the data loading workers not listen: a group of processes often gets a signal as a whole."""
+        """Listen, and keep the data loading workers alive: clusters signal all processes of a job."""
         if not isinstance(runner._train_loop, BaseLoop):
             return
         for loop in (runner._train_loop, runner._val_loop):
             if isinstance(loop, BaseLoop):
-                loop.dataloader.worker_init_fn = partial(_ignore_signals, loop.dataloader.worker_init_fn)
-        self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
+                loop.dataloader.worker_init_fn = partial(_obey_parent_alone, loop.dataloader.worker_init_fn)
+        self._handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
     def after_train(self, runner: Runner) -> None:
         """Stop listening."""
@@ -115,8 +117,15 @@ class PreemptionHook(Hook):
         raise SystemExit(REQUEUE_STATUS)
 
 
-def _ignore_signals(worker_init_fn: Callable | None, worker_id: int) -> None:
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+def _obey_parent_alone(worker_init_fn: Callable | None, worker_id: int) -> None:
+    """Start a data loading worker that only its parent can stop; otherwise the training would stop with an error."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
     if worker_init_fn is not None:
         worker_init_fn(worker_id)
+
+
+def _wait_for_parent() -> None:
+    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
+        pass
+    os._exit(0)
