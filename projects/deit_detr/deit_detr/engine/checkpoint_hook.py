@@ -55,11 +55,14 @@ class SafeCheckpointHook(CheckpointHook):
             return
         outcome = [None, None]
         if is_main_process():
-            if leftovers := remove_leftovers(runner.work_dir):
-                runner.logger.info(f'removed what a killed process had not finished: {", ".join(leftovers)}')
+            folders = [Path(runner.work_dir)]
+            if self.out_dir is not None and '://' not in str(self.out_dir):
+                folders.append(Path(self.out_dir, folders[0].resolve().name))
+            for name in [name for folder in folders for name in remove_leftovers(folder)]:
+                runner.logger.info(f'removed {name}, which a killed process had not finished')
             if runner._resume:
                 try:
-                    outcome[0] = _choose_checkpoint(runner)
+                    outcome[0] = _choose_checkpoint(runner, folders)
                 except UserError as error:
                     outcome[1] = str(error)
         broadcast_object_list(outcome)
@@ -148,11 +151,11 @@ class _DeletingLater:
                 self._backend.remove(path)
 
 
-def _choose_checkpoint(runner: Runner) -> str | None:
-    """The checkpoint to continue from; ``None`` if there is nothing yet."""
+def _choose_checkpoint(runner: Runner, folders: list[Path]) -> str | None:
+    """The checkpoint to continue from; ``None`` if there is nothing yet in these folders."""
     path = runner._load_from
     if path is None:
-        path, damaged = find_resumable(_folders(Path(runner.work_dir)))
+        path, damaged = find_resumable(folders)
         for reason in damaged.values():
             runner.logger.warning(f'not resumed: {reason}')
         if path is None and damaged:
@@ -169,16 +172,6 @@ def _choose_checkpoint(runner: Runner) -> str | None:
         check_whole(path)
     _check_fit(runner, path)
     return str(path)
-
-
-def _folders(work_dir: Path) -> list[Path]:
-    """The work folder, and the one of the checkpoint that was written last, if they lie elsewhere."""
-    folders = [work_dir]
-    pointer = work_dir / 'last_checkpoint'
-    if pointer.is_file():
-        last = pointer.read_text(errors='replace').strip()
-        folders += [Path(last).parent] if last and Path(last).is_file() else []
-    return folders
 
 
 def _check_fit(runner: Runner, path: str | Path) -> None:
