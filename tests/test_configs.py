@@ -111,7 +111,9 @@ def test_recipe_data_hooks_and_schedule_build(path, data_roots, tmp_path):
     assert cfg.auto_scale_lr.enable is False and cfg.auto_scale_lr.base_batch_size > 0
     cfg.work_dir, cfg.launcher = str(tmp_path), 'none'
     hooks = {type(hook).__name__ for hook in Runner.from_cfg(cfg).hooks}
-    assert {'CheckpointHook', 'SceneVisualizationHook', 'PretrainedCheckHook'} <= hooks
+    assert {
+        'SafeCheckpointHook', 'PreemptionHook', 'RunRecordHook', 'SceneVisualizationHook', 'PretrainedCheckHook',
+    } <= hooks
 
 
 def test_pure_python_face_builds_the_same_system(data_roots):

@@ -93,6 +93,18 @@ def test_slurm_passes_everything_on(run, tmp_path):
         assert f'<{word}>' in words
 
 
+@pytest.mark.parametrize('status, requeued', [(75, True), (1, False), (0, False)])
+def test_slurm_requeues_what_was_asked_to_stop_and_resumes_it(status, requeued, run, tmp_path):
+    fake_command(tmp_path, 'scontrol', 'echo "scontrol $*"')
+    path = fake_command(tmp_path, 'srun', f'echo "last: $(eval echo \\${{$#}})"; exit {status}')
+    output = run('bash', TOOLS / 'slurm_train.sh', 'gpu', 'job', CONFIG, 'work', '--amp', status=status, PATH=path,
+                 SLURM_JOB_ID=17, SLURM_RESTART_COUNT=1)
+    assert 'last: --resume' in output
+    assert ('scontrol requeue 17' in output) == requeued
+    assert 'last: --amp' in run('bash', TOOLS / 'slurm_train.sh', 'gpu', 'job', CONFIG, 'work', '--amp', status=status,
+                                PATH=path)
+
+
 #: A PATH without the environment that these tests run in.
 BARE_PATH = os.pathsep.join(
     part for part in os.environ['PATH'].split(os.pathsep) if part != os.path.dirname(sys.executable))

@@ -81,6 +81,9 @@ def test_one_command_makes_the_whole_page(trained, mini_scannet, run, tmp_path):
         assert f'<section id="{section}">' in page
     assert '16 images' in page and '8 images' in page, 'data sets'
     assert 'iteration 4 of 4, epoch 1' in page or 'iteration 2 of 2, epoch 1' in page
+    record = read_run(trained).record
+    assert f'<td>{record["seed"]}</td>' in page
+    assert record['data']['train']['sha256'][:16] in page and str(record['code']['commit'] or 'unknown') in page
     assert str(REPO) not in page and sys.prefix not in page
     assert sorted(path.name for path in out.parent.iterdir()) == ['report.bbox.json', 'report.html']
     assert {path.name for path in trained.iterdir() if path.is_dir()} == {read_run(trained).starts[0].name}

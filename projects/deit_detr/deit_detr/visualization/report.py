@@ -204,9 +204,23 @@ def _facts(subjects: list[Subject]) -> list[tuple[str, list[str]]]:
             'Validation data': _describe(subject.val_data),
             'Checkpoint': '–' if subject.checkpoint is None else subject.checkpoint.name + (
                 f', {number(subject.num_parameters)} numbers' if subject.num_parameters else ''),
-            'Commit': str(config.get('commit', 'not recorded by the run')),
+            **_recorded(run.record),
         })
     return _rows(columns)
+
+
+def _recorded(record: dict) -> dict[str, str]:
+    """What is needed to do a run again, from its ``run.json``."""
+    code, data = record.get('code') or {}, record.get('data') or {}
+    changed = {True: ', with uncommitted changes', None: ', not from a git checkout'}.get(code.get('changed'), '')
+    return {
+        'Commit': f'{code.get("commit") or "unknown"}{changed}' if record else 'not recorded by the run',
+        'Seed': f'{record["seed"]}{", deterministic" if record.get("deterministic") else ""}'
+        if 'seed' in record else 'not recorded by the run',
+        'Data files': '; '.join(
+            f'{name}: sha256 {str(part.get("sha256"))[:16]}, images {str(part.get("files_sha256"))[:16]}'
+            for name, part in data.items()) or 'not recorded by the run',
+    }
 
 
 def _rows(columns: list[dict[str, str]]) -> list[tuple[str, list[str]]]:

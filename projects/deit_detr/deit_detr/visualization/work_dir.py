@@ -55,6 +55,7 @@ class Run:
         val: Metrics of each evaluation, with the last logged ``iter`` before it.
         epoch_length: Iterations an epoch, if the log tells.
         environment: What the last start logged about its machine, in the log's words.
+        record: ``run.json`` of the last start, as ``RunRecordHook`` writes it; empty if there is none.
         missing: Sentences about what could not be found or read.
     """
 
@@ -66,6 +67,7 @@ class Run:
     val: list[dict] = field(default_factory=list)
     epoch_length: int | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    record: dict = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -152,6 +154,7 @@ def _read_start(folder: Path, run: Run) -> None:
         return
     run.train = [row for row in run.train if row['iter'] < train[0]['iter']] + train
     run.val = [row for row in run.val if row['iter'] < train[0]['iter']] + val
+    run.record = _read_record(folder / 'run.json', run)
     try:
         times = [datetime.strptime(time, '%Y/%m/%d %H:%M:%S') for time in _TIME.findall(log)]
     except ValueError:  # not a day
@@ -166,6 +169,16 @@ def _read_start(folder: Path, run: Run) -> None:
     header = log.split('Config:\n')[0]
     run.environment = {key: value for key, value in re.findall(r'^    ([^:\n]+): (.+)$', header, re.M)
                        if key in ENVIRONMENT or key.startswith('GPU ')}
+
+
+def _read_record(path: Path, run: Run) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        run.missing.append(f'{path.relative_to(run.folder)}: cannot be read: commit, seed and data are not known.')
+        return {}
 
 
 def _read_config(paths: list[Path], run: Run) -> Config | None:
