@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import TINY, assert_same_training
 
 from conftest import REPO
 from deit_detr.datasets.scannet import ScanNetDataset
 from deit_detr.engine.run_record import MAX_DIFF, code_state, fingerprint
+from tiny_training import TINY, assert_same_training
 
 NO_EVALUATION = ['val_cfg=None', 'val_dataloader=None', 'val_evaluator=None', 'train_cfg.max_epochs=1']
 
@@ -35,7 +35,7 @@ def test_run_is_repeated_from_its_record(first, mini_scannet, run, tmp_path):
     assert record['data']['train']['images'] == 8
     assert os.uname().nodename not in json.dumps({key: record[key] for key in record if key != 'code'})
 
-    run(sys.executable, REPO / 'tools/train.py', work_dir / 'tiny.py', '--work-dir', tmp_path / 'second', '--cfg-options',
+    run(sys.executable, REPO / 'tools/train.py', work_dir / 'tiny.py', '--work-dir', 'second', '--cfg-options',
         f'randomness.seed={record["seed"]}', 'randomness.deterministic=True', MINI_SCANNET_ROOT=f'{mini_scannet}/',
         OMP_NUM_THREADS=1)
     assert_same_training(work_dir / 'epoch_1.pth', tmp_path / 'second/epoch_1.pth')

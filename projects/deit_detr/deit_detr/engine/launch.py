@@ -72,4 +72,4 @@ def make_deterministic(cfg: Config) -> None:
             ``run.json`` name.
     """
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # cuBLAS reads it at its first call
-    cfg.randomness = dict(cfg.get('randomness') or {}, deterministic=True)
+    cfg.randomness = dict(dict(seed=None) | (cfg.get('randomness') or {}), deterministic=True)
