@@ -12,6 +12,7 @@ if os.environ.get('DEIT_DETR_REGISTER', '1') != '0':
     from deit_detr.checkpoints.safe_loading import allow_mmengine_checkpoints
     from deit_detr.checkpoints.whole_files import write_whole_files
     from deit_detr.datasets.checked_coco import CheckedCocoDataset as CheckedCocoDataset
+    from deit_detr.datasets.object_storage import FsspecBackend as FsspecBackend
     from deit_detr.datasets.scannet import ScanNet18Dataset as ScanNet18Dataset
     from deit_detr.datasets.scannet import ScanNetDataset as ScanNetDataset
     from deit_detr.engine.checkpoint_hook import SafeCheckpointHook as SafeCheckpointHook
