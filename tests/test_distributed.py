@@ -1,7 +1,12 @@
 """Several processes compute what one does on the same images, and survive the end of one of them."""
 
 import json
+import os
+import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,3 +60,106 @@ def test_gradients_equal_those_of_one_process(recipe, run, tmp_path, mini_scanne
         for gradient, expected in zip(several['gradients'], single['gradients'], strict=True):
             assert (gradient - expected).abs().max() <= 1e-6 * largest
             assert (gradient - expected).norm() <= 2e-5 * expected.norm()  # small ones, too
+
+
+#: A model that learns seven images by heart in seconds.
+TINY = """
+_base_ = '{base}'
+model = dict(
+    num_queries=30, num_groups=2, test_cfg=dict(max_per_img=30), decoder=dict(num_layers=1),
+    backbone=dict(
+        arch=dict(_delete_=True, embed_dims=192, num_layers=3, num_heads=3, feedforward_channels=384),
+        init_cfg=None, global_layers=[2], out_indices=[1, 2]),
+    neck=dict(in_channels=[192, 192]))
+optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=1.0))))
+param_scheduler = []
+train_cfg = dict(max_epochs=15, val_interval=15)
+train_dataloader = dict(batch_size=1, num_workers=0, persistent_workers=False)
+val_dataloader = dict(num_workers=0, persistent_workers=False)
+test_dataloader = val_dataloader
+custom_hooks = []
+env_cfg = dict(dist_cfg=dict(timeout=20))
+randomness = dict(seed=0)
+"""
+
+
+def processes_of(launcher: subprocess.Popen) -> dict[int, int]:
+    """Process ids of torchrun's workers by rank."""
+    found = {}
+    for children in Path('/proc', str(launcher.pid), 'task').glob('*/children'):
+        for pid in children.read_text().split():
+            rank = re.search(rb'\0RANK=(\d+)\0', Path('/proc', pid, 'environ').read_bytes())
+            if rank:
+                found[int(rank[1])] = int(pid)
+    return found
+
+
+def wait_for_epoch(epoch: int, work_dir: Path, launcher: subprocess.Popen, seconds: float = 300) -> None:
+    last = work_dir / 'last_checkpoint'  # written when the checkpoint is whole
+    end = time.monotonic() + seconds
+    while int((re.findall(r'epoch_(\d+)', last.read_text() if last.exists() else '') or ['0'])[-1]) < epoch:
+        assert launcher.poll() is None and time.monotonic() < end, f'epoch {epoch} does not come'
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope='module')
+def survivor(tmp_path_factory, mini_scannet) -> tuple[Path, dict, str]:
+    """Two processes learn seven images; one of them is killed, later one stops answering.
+
+    Returns:
+        tuple[Path, dict, str]: The folder of config and run, the environment, and what the run printed.
+    """
+    folder = tmp_path_factory.mktemp('survivor')
+    root = data_root(folder / 'data', mini_scannet, images=7)
+    (folder / 'tiny.py').write_text(TINY.format(base=CONFIGS / 'lw-detr_deit-tiny_1xb4-16e_mini-scannet.py'))
+    env = dict(MINI_SCANNET_ROOT=f'{root}/', CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
+    with open(folder / 'output.txt', 'w') as output, subprocess.Popen(
+        ['bash', REPO / 'tools/dist_train.sh', 'tiny.py', '2', '--work-dir', 'run'], cwd=folder, stdout=output,
+        stderr=subprocess.STDOUT, env=os.environ | env | dict(MAX_RESTARTS='2')) as launcher:
+        try:
+            for epoch, what in ((1, signal.SIGKILL), (4, signal.SIGSTOP)):
+                wait_for_epoch(epoch, folder / 'run', launcher)
+                os.kill(processes_of(launcher)[1], what)
+            launcher.wait(timeout=300)
+        finally:
+            launcher.kill()
+    output = (folder / 'output.txt').read_text()
+    assert launcher.returncode == 0, output[-6000:]
+    return folder, env, output
+
+
+def test_dead_and_silent_processes_are_replaced(survivor):
+    _, _, output = survivor
+    assert 'failed (exitcode: -9) local_rank: 1' in output
+    assert 'Timed out waiting 20000ms' in output
+    epochs = re.findall(r'Epoch\(train\) +\[(\d+)\]\[4/4\]', output)  # 7 images for 2 processes are 8
+    assert len(epochs) <= 17 and set(epochs) == {str(epoch) for epoch in range(1, 16)}
+
+
+def test_sharded_evaluation_equals_single_process(survivor, run):
+    """Seven images, two processes: the eighth is there to keep them in step and is not counted."""
+    folder, env, output = survivor
+    metrics = [re.search(r'Epoch\(val\) \[15\]\[4/4\] +(coco/.*?) data_time', output)[1].strip()]
+    for name, command in (('one', [sys.executable, 'test.py', 'tiny.py', 'run/epoch_15.pth']),
+                          ('two', ['bash', 'dist_test.sh', 'tiny.py', 'run/epoch_15.pth', '2'])):
+        command[1] = REPO / 'tools' / command[1]
+        output = run(*command, '--work-dir', 'test', '--cfg-options', f'test_evaluator.outfile_prefix={name}',
+                     cwd=folder, **env)
+        metrics.append(re.search(r'Epoch\(test\) \[\d/\d\] +(coco/.*?) data_time', output)[1].strip())
+    assert metrics[0] == metrics[1] == metrics[2]
+    assert float(re.search(r'bbox_mAP: (\S+)', metrics[0])[1]) > 0.05
+    assert (folder / 'one.bbox.json').read_bytes() == (folder / 'two.bbox.json').read_bytes()
+
+
+def test_two_nodes(run, tmp_path, mini_scannet):
+    """Two network namespaces: what one node sends to the other are the gradients, once a step."""
+    output = run('bash', REPO / 'tests/two_nodes.sh', tmp_path / 'run', MINI_SCANNET_ROOT=f'{mini_scannet}/')
+    if output.startswith('skipped'):
+        pytest.skip(output)
+    assert 'node 0: status 0' in output and 'node 1: status 0' in output
+    checkpoint = torch.load(tmp_path / 'run/node0/epoch_1.pth', weights_only=True)
+    gradients = 4 * sum(
+        value.numel() for name, value in checkpoint['state_dict'].items() if name != 'backbone.pos_embed')
+    steps, start = 4, gradients  # 16 images, 2 processes of 2; DDP sends the weights once
+    sent = int(re.search(r'node 0 sent (\d+) bytes', output)[1])
+    assert sent == pytest.approx(steps * gradients + start, rel=0.1)

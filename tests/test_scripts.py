@@ -1,6 +1,7 @@
 """The shell scripts: what they pick, what they pass on, and what they say when something is missing."""
 
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -76,6 +77,8 @@ def test_scannet_launcher_stops_without_gpus_and_stamps_a_run(run, tmp_path, min
         ([CONFIG, 'eight'], {}, "not 'eight'"),
         ([CONFIG, '2'], dict(NNODES=2, MASTER_ADDR='127.0.0.1'), 'NODE_RANK'),
         ([CONFIG, '2'], dict(NNODES=2, NODE_RANK=0), 'MASTER_ADDR'),
+        ([CONFIG, '2'], dict(PORT='http'), "PORT has to be a number, not 'http'"),
+        ([CONFIG, '2', '--resume', 'epoch_3.pth'], dict(MAX_RESTARTS=1), 'leave out the value of --resume'),
     ])
 def test_dist_train_says_what_is_missing(arguments, env, message, tmp_path):
     result = subprocess.run(
@@ -83,6 +86,14 @@ def test_dist_train_says_what_is_missing(arguments, env, message, tmp_path):
         env=os.environ | {key: str(value) for key, value in env.items()}, check=False)
     assert result.returncode != 0
     assert message in result.stderr
+
+
+def test_busy_port_is_named(run):
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+        output = run('bash', TOOLS / 'dist_train.sh', CONFIG, 1, PORT=port, status=2)
+    assert output.splitlines()[-1].startswith(f'error: PORT {port} is already in use on this machine')
+    assert 'Traceback' not in output
 
 
 def test_slurm_passes_everything_on(run, tmp_path):

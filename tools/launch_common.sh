@@ -13,17 +13,26 @@ launch_processes() {
         echo "$processes processes, $gpus GPUs: running on the CPU with gloo"
         export CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + processes - 1) / processes))}
     fi
-    local rendezvous=(--standalone)  # this machine alone, on a free port
-    if [ "${NNODES:-1}" -gt 1 ]; then
-        rendezvous=(--node-rank "${NODE_RANK:?several nodes need NODE_RANK, 0 to NNODES-1}"
-            --master-addr "${MASTER_ADDR:?several nodes need MASTER_ADDR, the address of node 0}"
-            --master-port "${PORT:=29500}")
-    elif [ -n "${PORT:-}" ]; then
-        rendezvous=(--master-addr 127.0.0.1 --master-port "$PORT")
+    local nodes=${NNODES:-1} node=${NODE_RANK:-0} address=127.0.0.1 rendezvous=()
+    if [ "$nodes" -gt 1 ]; then
+        node=${NODE_RANK:?several nodes need NODE_RANK, 0 to NNODES-1}
+        address=${MASTER_ADDR:?several nodes need MASTER_ADDR, the address of node 0}
+        PORT=${PORT:-29500}
     fi
-    [ -z "${PORT:-}" ] || [ "${NODE_RANK:-0}" != 0 ] || check_port "$PORT"
-    exec python -m torch.distributed.run --nnodes "${NNODES:-1}" --nproc-per-node "$processes" \
-        --max-restarts "${MAX_RESTARTS:-0}" "${rendezvous[@]}" \
+    [ -z "${PORT:-}" ] || [ "$node" != 0 ] || check_port "$PORT"
+    if [ "${MAX_RESTARTS:-0}" != 0 ]; then
+        # Only this rendezvous gives the restarted processes a store without the addresses of the dead ones, and only
+        # when told to (github.com/pytorch/pytorch/issues/135712).
+        export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+        rendezvous=(--max-restarts "$MAX_RESTARTS" --rdzv-backend c10d --rdzv-endpoint "$address:${PORT:-0}"
+            --rdzv-id deit-detr --rdzv-conf "is_host=$((node == 0))")
+        [ "$node" != 0 ] || rendezvous+=(--local-addr "$address")
+    elif [ -n "${PORT:-}" ]; then
+        rendezvous=(--node-rank "$node" --master-addr "$address" --master-port "$PORT")
+    else
+        rendezvous=(--standalone)  # this machine alone, on a free port
+    fi
+    exec python -m torch.distributed.run --nnodes "$nodes" --nproc-per-node "$processes" "${rendezvous[@]}" \
         "$(dirname "${BASH_SOURCE[0]}")/$script" "$@" --launcher pytorch
 }
 
