@@ -157,9 +157,8 @@ def test_two_nodes(run, tmp_path, mini_scannet):
     if output.startswith('skipped'):
         pytest.skip(output)
     assert 'node 0: status 0' in output and 'node 1: status 0' in output
-    checkpoint = torch.load(tmp_path / 'run/node0/epoch_1.pth', weights_only=True)
-    gradients = 4 * sum(
-        value.numel() for name, value in checkpoint['state_dict'].items() if name != 'backbone.pos_embed')
-    steps, start = 4, gradients  # 16 images, 2 processes of 2; DDP sends the weights once
+    weights = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=True)['state_dict']
+    volume = 4 * sum(value.numel() for value in weights.values())
     sent = int(re.search(r'node 0 sent (\d+) bytes', output)[1])
-    assert sent == pytest.approx(steps * gradients + start, rel=0.1)
+    # 16 images, 2 processes with 2 each: 4 steps. At the start the weights are sent twice.
+    assert sent == pytest.approx((4 + 2) * volume, rel=0.05)

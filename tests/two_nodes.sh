@@ -27,7 +27,7 @@ mkdir -p "$work_dir"
 export MASTER_ADDR=10.99.0.1 PORT=29500 NNODES=2 GLOO_SOCKET_IFNAME=cable OMP_NUM_THREADS=1
 for rank in 0 1; do
     NODE_RANK=$rank ip netns exec "${nodes[rank]}" bash "$repo/tools/dist_train.sh" "$config" 1 \
-        --work-dir "$work_dir/node$rank" --cfg-options model.backbone.init_cfg=None train_dataloader.batch_size=2 \
+        --work-dir "$work_dir" --cfg-options model.backbone.init_cfg=None train_dataloader.batch_size=2 \
         train_dataloader.num_workers=0 train_dataloader.persistent_workers=False train_cfg.max_epochs=1 \
         train_cfg.val_interval=9 default_hooks.logger.interval=1 "$@" >"$work_dir/node$rank.log" 2>&1 &
     pids[rank]=$!
