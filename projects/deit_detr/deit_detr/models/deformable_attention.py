@@ -123,7 +123,22 @@ def choose_kernel(device_type: str) -> Callable[..., Tensor]:
 
 
 def _without_mmcv(value, spatial_shapes, level_start_index, locations, weights, im2col_step) -> Tensor:
+    if torch.onnx.is_in_onnx_export():  # whose tracer follows neither loops over images nor an autograd.Function
+        return _traceable(value, spatial_shapes, locations, weights)
     return deformable_attention(value, spatial_shapes.tolist(), locations, weights)
+
+
+def _traceable(value: Tensor, spatial_shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    """As :func:`deformable_attention`, in operators of ONNX, without reading the batch size, which would be fixed."""
+    maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([height * width for height, width in spatial_shapes], dim=-1)
+    grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)
+    weights = weights.transpose(1, 2).flatten(0, 1)[:, None]
+    total = 0
+    for level, (height, width) in enumerate(spatial_shapes):
+        level_map = maps[level].unflatten(-1, (height, width))
+        samples = F.grid_sample(level_map, grid[:, :, level], align_corners=False)
+        total = total + (samples * weights[:, :, :, level]).sum(-1)
+    return total.unflatten(0, (-1, value.shape[2])).flatten(1, 2).transpose(1, 2)
 
 
 def deformable_attention(

@@ -228,13 +228,18 @@ class LWDETR(DetectionTransformer):
         memory = torch.cat([feat.flatten(2).transpose(1, 2) for feat in img_feats], 1)
         height, width = batch_data_samples[0].batch_input_shape
         shapes = [sample.img_shape for sample in batch_data_samples]
-        ratios = memory.new_tensor([(w / width, h / height) for h, w in shapes])
+        some_padding = any(tuple(shape) != (height, width) for shape in shapes)
+        if some_padding:
+            ratios = memory.new_tensor([(w / width, h / height) for h, w in shapes])
+        else:
+            ratios = memory.new_ones(memory.shape[0], 2)
         anchors = torch.cat([
-            _anchors(feat.shape[-2:], self.anchor_size, memory.device) for feat in img_feats])
+            _anchors((feat.shape[2], feat.shape[3]), self.anchor_size, memory.device) for feat in img_feats])
         centres = anchors[:, :2] / ratios[:, None]
         anchors = torch.cat([centres, anchors[:, 2:].expand_as(centres)], -1)
-        padded = (centres > 1).any(-1) if any(tuple(shape) != (height, width) for shape in shapes) else None
-        spatial_shapes = torch.tensor([feat.shape[-2:] for feat in img_feats], device=memory.device)
+        padded = (centres > 1).any(-1) if some_padding else None
+        # as in mmdet: an export to ONNX follows it, and takes numbers of torch.tensor for constants
+        spatial_shapes = torch.stack([torch._shape_as_tensor(feat)[2:] for feat in img_feats]).to(memory.device)
         level_start_index = torch.cat([spatial_shapes.new_zeros(1), spatial_shapes.prod(1).cumsum(0)[:-1]])
         return dict(memory=memory, anchors=anchors, padded=padded), dict(
             value=memory, key_padding_mask=padded, valid_ratios=ratios.repeat(1, 2), spatial_shapes=spatial_shapes,

@@ -1,7 +1,5 @@
 """DeiT with window attention between its global layers, as in ViTDet and LW-DETR."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
@@ -48,11 +46,12 @@ class WindowedViT(VisionTransformer):
             tuple[Tensor, ...]: For each of ``out_indices`` a map ``(batch, channels, rows, columns)``, in
             channels-last memory.
         """
+        batch = x.shape[0]  # of the input: further down, an export to ONNX takes it for a constant
         x, size = self.patch_embed(x)
         x = x + resize_pos_embed(self.pos_embed, self.patch_resolution, size, self.interpolate_mode, 0)
         windows = Windows(size, self.window_size, x.device)
         x = windows.split(self.pre_norm(self.drop_after_pos(x)).unflatten(1, size))
-        local_mask, global_mask = windows.masks(len(x))
+        local_mask, global_mask = windows.masks(batch)
 
         maps = []
         for index, layer in enumerate(self.layers):
@@ -76,15 +75,18 @@ class Windows:
 
     def __init__(self, size: tuple[int, int], largest: tuple[int, int], device: torch.device) -> None:
         self.size = size
-        self.number = tuple(math.ceil(s / most) for s, most in zip(size, largest, strict=True))
-        self.side = tuple(math.ceil(s / n) for s, n in zip(size, self.number, strict=True))
+        # rounded up in integers: an export to ONNX follows them and not math.ceil, nor negative ones
+        self.number = tuple((s + most - 1) // most for s, most in zip(size, largest, strict=True))
+        self.side = tuple((s + n - 1) // n for s, n in zip(size, self.number, strict=True))
         rows, columns = (n * s for n, s in zip(self.number, self.side, strict=True))
         self.padding = (0, 0, 0, columns - size[1], 0, rows - size[0])
+        # an exported graph has to serve sizes that come out even and others
+        self.is_padded = torch.onnx.is_in_onnx_export() or any(self.padding)
         self.device = device
 
     def split(self, x: Tensor) -> Tensor:
         """``(batch, rows, columns, channels)`` to ``(batch, windows, tokens of a window, channels)``."""
-        if any(self.padding):
+        if self.is_padded:
             x = F.pad(x, self.padding)
         x = x.unflatten(2, (self.number[1], self.side[1])).unflatten(1, (self.number[0], self.side[0]))
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
@@ -105,7 +107,7 @@ class Windows:
             tuple[Tensor, Tensor]: For attention inside windows, ``(batch x windows, 1, 1, tokens of a window)``, and
             to the whole map, ``(1, 1, 1, all tokens)``.
         """
-        if not any(self.padding):
+        if not self.is_padded:
             return None, None
         takes_part = self.split(torch.ones(1, *self.size, 1, dtype=torch.bool, device=self.device))[..., 0]
         return takes_part.repeat(batch, 1, 1).flatten(0, 1)[:, None, None], takes_part.view(1, 1, 1, -1)

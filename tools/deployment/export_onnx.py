@@ -1,0 +1,39 @@
+#!/usr/bin/env python
+"""Write a trained detector as an ONNX file that tools/deployment/run_onnx.py runs without PyTorch.
+
+Batch, height and width stay dynamic. The file is compared with PyTorch first, and left only if they agree.
+
+Examples:
+    python tools/deployment/export_onnx.py CONFIG.py CHECKPOINT.pth --out model.onnx
+    python tools/deployment/export_onnx.py CONFIG.py CHECKPOINT.pth --out model-int8.onnx --int8
+"""
+
+import argparse
+
+from deit_detr.errors import run_cli
+from deit_detr.export import export_onnx
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='its checkpoint')
+    parser.add_argument('--out', default='model.onnx', help='file to write (default: model.onnx)')
+    parser.add_argument(
+        '--int8', action='store_true', help='weights of the linear layers in 8 bits: a smaller file, a lower AP')
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Export and report."""
+    args = parse_args()
+    exported = export_onnx(args.config, args.checkpoint, args.out, args.int8)
+    print(f'{args.out}: {exported.megabytes:.1f} MB, {"int8" if args.int8 else "float32"}; batch, height and width are '
+          'dynamic')
+    print(f'{"before quantization, " if args.int8 else ""}ONNX Runtime and PyTorch differ by '
+          f'{exported.box_difference:.2g} pixels and scores by {exported.score_difference:.2g}')
+
+
+if __name__ == '__main__':
+    run_cli(main)

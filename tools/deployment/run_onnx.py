@@ -1,0 +1,212 @@
+#!/usr/bin/env python
+"""Detect objects with an exported model: onnxruntime, NumPy and OpenCV are all that this file needs.
+
+    pip install onnxruntime numpy opencv-python-headless
+    python run_onnx.py model.onnx room.jpg other.jpg --out-dir found
+
+Everything about the model is read from the model file. OpenCV resizes the image, as it does in training and
+evaluation: other libraries' bilinear filters give other pixels, and so other boxes.
+
+To measure AP, name an annotation file in COCO format and the folder that its file names start from:
+
+    python run_onnx.py model.onnx data/val --ann-file data/val.json --coco-json results.bbox.json
+
+From Python, with this file on the path:
+
+    from run_onnx import OnnxDetector
+    boxes, scores, labels = OnnxDetector('model.onnx')(cv2.imread('room.jpg'))
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+
+
+class OnnxDetector:
+    """A detector in an ONNX file of ``export_onnx.py``.
+
+    Args:
+        path: The file.
+        threads: CPU threads; 0 lets ONNX Runtime choose.
+
+    Attributes:
+        classes: Class names in label order.
+        colours: (red, green, blue) of each class, 0..255.
+
+    Raises:
+        SystemExit: With a message, if the file cannot be used.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 0) -> None:
+        if not Path(path).is_file():
+            sys.exit(f'error: {path}: no such model file')
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+            metadata = self.session.get_modelmeta().custom_metadata_map
+            self.classes = json.loads(metadata['classes'])
+            palette = json.loads(metadata['palette'])
+            self.resize_scale = json.loads(metadata['resize_scale'])
+            self.patch_size = json.loads(metadata['patch_size'])
+            self.min_tokens = json.loads(metadata['min_tokens'])
+        except KeyError as error:
+            sys.exit(f'error: {path}: has no {error} in its metadata: it is not of export_onnx.py')
+        except Exception as error:  # onnxruntime's have no base class of their own
+            sys.exit(f'error: {path}: cannot be loaded ({error})')
+        random = np.random.default_rng(0).integers(0, 256, (len(self.classes), 3))
+        self.colours = [tuple(map(int, colour)) for colour in (random if palette is None else palette)]
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Detect objects.
+
+        Args:
+            image: uint8, ``(height, width, 3)``, BGR.
+
+        Returns:
+            tuple: ``boxes`` (x1, y1, x2, y2) in pixels of the image, float32 ``(detections, 4)``; ``scores`` in 0..1,
+            best first, and ``labels``, ``(detections,)``.
+
+        Raises:
+            ValueError: If the image is too narrow for the model.
+        """
+        height, width = image.shape[:2]
+        resized = self.resize(image)
+        tokens = np.prod([-(-side // patch) for side, patch in zip(resized.shape[:2], self.patch_size, strict=True)])
+        if tokens < self.min_tokens:
+            raise ValueError(
+                f'{width}x{height} pixels become {resized.shape[1]}x{resized.shape[0]}, fewer patches than the '
+                f'{self.min_tokens} that the model selects from')
+        boxes, scores, labels = (result[0] for result in self.session.run(None, {'images': resized[None]}))
+        factor = np.array([resized.shape[1] / width, resized.shape[0] / height] * 2, np.float32)
+        return boxes / factor, scores, labels
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """To the largest size of the same aspect inside ``resize_scale``, either side up: the test pipeline's."""
+        height, width = image.shape[:2]
+        scale = min(max(self.resize_scale) / max(height, width), min(self.resize_scale) / min(height, width))
+        size = int(width * scale + 0.5), int(height * scale + 0.5)
+        return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+
+    def draw(self, image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """A copy of the image with boxes, names and scores."""
+        image = image.copy()
+        thickness = max(1, round(max(image.shape) / 500))
+        size = max(0.4, max(image.shape) / 1600)
+        for box, score, label in list(zip(boxes, scores, labels, strict=True))[::-1]:  # the best on top
+            left, top, right, bottom = (int(round(float(value))) for value in box)
+            colour = self.colours[label][::-1]
+            cv2.rectangle(image, (left, top), (right, bottom), colour, thickness)
+            text = f'{self.classes[label]} {score:.2f}'
+            (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
+            base = max(top, height + below)
+            cv2.rectangle(image, (left, base - height - below), (left + width, base), colour, -1)
+            dark = sum(colour) < 384
+            cv2.putText(image, text, (left, base - below // 2), cv2.FONT_HERSHEY_SIMPLEX, size,
+                        (255, 255, 255) if dark else (0, 0, 0), 1, cv2.LINE_AA)
+        return image
+
+
+def read_image(path: Path) -> np.ndarray:
+    """BGR pixels, turned as the EXIF orientation says."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
+    if image is None:
+        sys.exit(f'error: {path}: {"cannot be read as an image" if path.exists() else "no such image file"}')
+    return image
+
+
+def detect(detector: OnnxDetector, path: Path) -> tuple:
+    """The image of a file and what is found in it."""
+    image = read_image(path)
+    try:
+        return (image, *detector(image))
+    except ValueError as error:
+        sys.exit(f'error: {path}: {error}')
+
+
+def show(detector: OnnxDetector, paths: list, score_thr: float, out_dir: Path) -> None:
+    """Print what is found in each image, and draw it into ``out_dir``."""
+    for path in paths:
+        start = time.perf_counter()
+        image, *found = detect(detector, path)
+        milliseconds = 1000 * (time.perf_counter() - start)
+        boxes, scores, labels = (values[found[1] >= score_thr] for values in found)
+        print(f'{path}: {len(boxes)} objects, {milliseconds:.0f} ms')
+        for box, score, label in zip(boxes, scores, labels, strict=True):
+            print(f'  {detector.classes[label]} {score:.3f} at {", ".join(f"{value:.1f}" for value in box)}')
+        if out_dir is not None:
+            out = out_dir / path.name
+            if out.resolve() == path.resolve():
+                sys.exit(f'error: {path}: would be overwritten. Name another --out-dir')
+            out_dir.mkdir(parents=True, exist_ok=True)
+            if not cv2.imwrite(str(out), detector.draw(image, boxes, scores, labels)):
+                sys.exit(f'error: {out}: cannot be written')
+
+
+def write_coco_results(detector: OnnxDetector, root: Path, ann_file: Path, out: Path) -> None:
+    """Detect in every image of an annotation file, and write COCO's results format."""
+    try:
+        annotations = json.loads(ann_file.read_text(encoding='utf-8'))
+        ids = {category['name']: category['id'] for category in annotations['categories']}
+        images = [(image['id'], root / image['file_name']) for image in annotations['images']]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        sys.exit(f'error: {ann_file}: cannot be read as annotations in COCO format ({error})')
+    missing = [name for name in detector.classes if name not in ids]
+    if missing:
+        sys.exit(f'error: {ann_file}: has no categories for the classes {missing} of the model')
+    results, seconds = [], 0.0
+    for number, (image_id, path) in enumerate(images, 1):
+        start = time.perf_counter()
+        _, boxes, scores, labels = detect(detector, path)
+        seconds += time.perf_counter() - start
+        for (left, top, right, bottom), score, label in zip(boxes.tolist(), scores.tolist(), labels, strict=True):
+            results.append(dict(image_id=image_id, category_id=ids[detector.classes[label]], score=score,
+                                bbox=[left, top, right - left, bottom - top]))
+        print(f'\r{number} of {len(images)} images, {1000 * seconds / number:.0f} ms each', end='', flush=True)
+    temporary = out.with_name(f'.{out.name}.{os.getpid()}.tmp')
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(results), encoding='utf-8')
+        temporary.replace(out)
+    except OSError as error:
+        sys.exit(f'error: {out}: cannot be written ({error.strerror})')
+    print(f'\n{out}: {len(results)} boxes')
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('model', type=Path, help='file of export_onnx.py')
+    parser.add_argument('images', nargs='+', type=Path, help='image files, or the folder that --ann-file refers to')
+    parser.add_argument('--out-dir', type=Path, help='folder for pictures with the boxes drawn in')
+    parser.add_argument('--score-thr', type=float, default=0.3, help='least score, 0 to 1 (default: 0.3)')
+    parser.add_argument('--threads', type=int, default=0, help="CPU threads (default: ONNX Runtime's choice)")
+    parser.add_argument('--ann-file', type=Path, help='annotations in COCO format, whose images are run')
+    parser.add_argument('--coco-json', type=Path, help='file for their results in COCO format, every score')
+    args = parser.parse_args()
+    if (args.ann_file is None) != (args.coco_json is None):
+        parser.error('--ann-file and --coco-json belong together')
+    if args.ann_file is not None and len(args.images) != 1:
+        parser.error('with --ann-file, name the one folder that its file names start from')
+    return args
+
+
+def main() -> None:
+    """Load the model and run it."""
+    args = parse_args()
+    detector = OnnxDetector(args.model, args.threads)
+    if args.ann_file is not None:
+        write_coco_results(detector, args.images[0], args.ann_file, args.coco_json)
+    else:
+        show(detector, args.images, args.score_thr, args.out_dir)
+
+
+if __name__ == '__main__':
+    main()
