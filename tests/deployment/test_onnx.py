@@ -185,15 +185,16 @@ def test_int8_from_the_command_line(exported, run, run_onnx, tmp_path):
     assert 0 < np.abs(scores - exact[1]).max() < 0.2 and np.isfinite(boxes).all()
 
 
-def shifted(self, images, forward=OnnxGraph.forward):
-    boxes, scores, labels = forward(self, images)
-    return boxes + 2, scores, labels
-
-
 def test_a_graph_that_disagrees_is_not_left(exported, tmp_path, monkeypatch):
     config, checkpoint, _ = exported('detr-fast')
     out = tmp_path / 'model.onnx'
     out.write_text('the one before')
+    right = OnnxGraph.forward
+
+    def shifted(self, images):
+        boxes, scores, labels = right(self, images)
+        return boxes + 2, scores, labels
+
     monkeypatch.setattr(OnnxGraph, 'forward', shifted)
     with pytest.raises(UserError, match='not written: ONNX Runtime and PyTorch disagree on a seeded image'):
         export_onnx(config, checkpoint, out)
