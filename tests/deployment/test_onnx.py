@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from mmengine.config import Config
 
 import deit_detr
 from conftest import REPO
@@ -171,11 +172,12 @@ def test_runs_without_pytorch(exported, mini_scannet, run, tmp_path):
 
 
 def test_int8_from_the_command_line(exported, run, run_onnx, tmp_path):
-    config, checkpoint, path = exported('detr-fast')
+    """LW-DETR: some of its weights have three dimensions, which ONNX Runtime quantizes and then does not run."""
+    config, checkpoint, path = exported('lw-detr')
     output = run(sys.executable, REPO / 'tools/deployment/export_onnx.py', config, checkpoint, '--int8',
                  '--out', tmp_path / 'small.onnx')
     assert 'int8; batch, height and width are dynamic' in output and 'before quantization' in output
-    assert (tmp_path / 'small.onnx').stat().st_size < 0.4 * path.stat().st_size
+    assert (tmp_path / 'small.onnx').stat().st_size < 0.6 * path.stat().st_size
     assert [file.name for file in tmp_path.iterdir()] == ['small.onnx']
     small = run_onnx.OnnxDetector(tmp_path / 'small.onnx')
     assert small.session.get_modelmeta().custom_metadata_map['precision'] == 'int8'
@@ -199,6 +201,25 @@ def test_a_graph_that_disagrees_is_not_left(exported, tmp_path, monkeypatch):
     with pytest.raises(UserError, match='not written: ONNX Runtime and PyTorch disagree on a seeded image'):
         export_onnx(config, checkpoint, out)
     assert out.read_text() == 'the one before' and list(tmp_path.iterdir()) == [out]
+
+
+def test_nan_is_a_disagreement(exported):
+    config, checkpoint, _ = exported('detr-fast')
+    detector = deit_detr.load(config, checkpoint, 'cpu')
+    image = image_of(160, 120)
+    found = detector(image, score_thr=0).pred_instances
+    boxes, scores, labels = found.bboxes.numpy(), found.scores.numpy(), found.labels.numpy()
+    assert compare(detector, image, boxes, scores, labels) == (0, 0)
+    assert compare(detector, image, boxes + 1, scores, labels)[0] == pytest.approx(1, abs=1e-4)
+    assert not compare(detector, image, np.full_like(boxes, np.nan), scores, labels)[0] <= BOX_TOLERANCE
+    assert not compare(detector, image, boxes, np.full_like(scores, np.nan), labels)[1] <= SCORE_TOLERANCE
+    assert compare(detector, image, boxes, scores, labels + 20) == (np.inf, np.inf)
+
+
+def test_pipelines_of_all_recipes_are_known():
+    for path in sorted(CONFIGS.rglob('*.py')):
+        expected = [192, 144] if 'mini-scannet' in path.name else [1333, 800]
+        assert list(export._resize_scale(Config.fromfile(path))) == expected, path.name
 
 
 @pytest.mark.parametrize('changes, message', [
@@ -234,7 +255,7 @@ def test_bad_input_in_a_sentence(exported, run_onnx, mini_scannet, tmp_path, cap
     (tmp_path / 'text.jpg').write_text('text')
     cv2.imwrite(str(tmp_path / 'narrow.png'), image_of(400, 8))
     for name, message in (('none.jpg', 'no such image file'), ('text.jpg', 'cannot be read as an image'),
-                          ('narrow.png', 'fewer patches than the 60 that the model selects from')):
+                          ('narrow.png', '400x8 pixels become 320x6, on which the model does not run. A two-stage')):
         with pytest.raises(SystemExit, match=message):
             run_onnx.detect(detector, tmp_path / name)
     (tmp_path / 'other.json').write_text('{"images": [], "categories": [{"id": 1, "name": "wall"}]}')

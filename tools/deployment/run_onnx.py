@@ -49,14 +49,13 @@ class OnnxDetector:
             sys.exit(f'error: {path}: no such model file')
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # what fails is raised, and said in a sentence
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
             metadata = self.session.get_modelmeta().custom_metadata_map
             self.classes = json.loads(metadata['classes'])
             palette = json.loads(metadata['palette'])
             self.resize_scale = json.loads(metadata['resize_scale'])
-            self.patch_size = json.loads(metadata['patch_size'])
-            self.min_tokens = json.loads(metadata['min_tokens'])
         except KeyError as error:
             sys.exit(f'error: {path}: has no {error} in its metadata: it is not of export_onnx.py')
         except Exception as error:  # onnxruntime's have no base class of their own
@@ -75,16 +74,17 @@ class OnnxDetector:
             best first, and ``labels``, ``(detections,)``.
 
         Raises:
-            ValueError: If the image is too narrow for the model.
+            ValueError: If the model cannot run on an image of this shape.
         """
         height, width = image.shape[:2]
         resized = self.resize(image)
-        tokens = np.prod([-(-side // patch) for side, patch in zip(resized.shape[:2], self.patch_size, strict=True)])
-        if tokens < self.min_tokens:
+        try:
+            results = self.session.run(None, {'images': resized[None]})
+        except Exception as error:  # as above
             raise ValueError(
-                f'{width}x{height} pixels become {resized.shape[1]}x{resized.shape[0]}, fewer patches than the '
-                f'{self.min_tokens} that the model selects from')
-        boxes, scores, labels = (result[0] for result in self.session.run(None, {'images': resized[None]}))
+                f'{width}x{height} pixels become {resized.shape[1]}x{resized.shape[0]}, on which the model does not '
+                f'run. A two-stage model needs more patches than it has queries: {error}') from error
+        boxes, scores, labels = (result[0] for result in results)
         factor = np.array([resized.shape[1] / width, resized.shape[0] / height] * 2, np.float32)
         return boxes / factor, scores, labels
 

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import logging
 import os
 import types
 import warnings
@@ -149,7 +150,7 @@ def export_onnx(config: str | Path, checkpoint: str | Path, out: str | Path, int
         _trace(detector, temporary, config)
         boxes, scores = _check(detector, temporary, out)
         if int8:
-            _quantize(temporary, quantized)
+            _quantize(detector, temporary, quantized)
             quantized.replace(temporary)
         _write_metadata(temporary, metadata)
         megabytes = temporary.stat().st_size / 1e6
@@ -180,8 +181,6 @@ def _metadata(detector: Detector, cfg: Config, checkpoint: str | Path, int8: boo
         classes=json.dumps(detector.classes),
         palette=json.dumps(None if palette == 'random' else palette),
         resize_scale=json.dumps(_resize_scale(cfg)),
-        min_tokens=json.dumps(_min_tokens(model)),
-        patch_size=json.dumps(model.backbone.patch_embed.projection.kernel_size),
         precision='int8' if int8 else 'float32',
         config=Path(cfg.filename).name,
         checkpoint=Path(checkpoint).name)
@@ -190,21 +189,17 @@ def _metadata(detector: Detector, cfg: Config, checkpoint: str | Path, int8: boo
 def _resize_scale(cfg: Config) -> tuple[int, int]:
     """The scale of the test pipeline's keep-ratio resize, the only step there that changes pixels."""
     steps = [dict(step) for step in cfg.test_dataloader.dataset.pipeline]
-    names = [str(step['type']).rsplit('.', 1)[-1] for step in steps]
-    resize = dict(zip(names, steps, strict=True)).get('Resize', {})
-    unknown = set(names) - {'LoadImageFromFile', 'Resize', 'LoadAnnotations', 'PackDetInputs'}
-    known = {'type', 'scale', 'keep_ratio'}
-    if unknown or not resize.get('keep_ratio') or 'scale' not in resize or set(resize) - known:
+    types = [step.pop('type') for step in steps]
+    names = [(kind if isinstance(kind, str) else kind.__name__).rsplit('.', 1)[-1] for kind in types]
+    resize = steps[names.index('Resize')] if names.count('Resize') == 1 else {}
+    loading = steps[names.index('LoadImageFromFile')] if 'LoadImageFromFile' in names else {}
+    if set(names) - {'LoadImageFromFile', 'Resize', 'LoadAnnotations', 'PackDetInputs'} or \
+            set(loading) - {'backend_args'} or set(resize) != {'scale', 'keep_ratio'} or not resize['keep_ratio']:
         raise UserError(
             f'{cfg.filename}: the pipeline of test_dataloader.dataset is {" - ".join(names)}: run_onnx.py repeats '
             'LoadImageFromFile and one Resize(scale=(W, H), keep_ratio=True), and nothing else')
-    return tuple(resize['scale'])
-
-
-def _min_tokens(model: DetectionTransformer) -> int:
-    """How many patches an image has to have: two-stage models take their queries from them."""
-    two_stage = getattr(model, 'as_two_stage', False) or hasattr(model, 'query_selection')
-    return model.num_queries if two_stage else 1
+    scale = resize['scale']
+    return (scale, scale) if isinstance(scale, int) else tuple(scale)
 
 
 def _trace(detector: Detector, path: Path, config: str | Path) -> None:
@@ -216,7 +211,7 @@ def _trace(detector: Detector, path: Path, config: str | Path) -> None:
         # of shapes that could be constants: two sizes and a batch are compared afterwards
         warnings.simplefilter('ignore')
         try:
-            # The newer exporter (dynamo=True) gives the same graph in 10 to 30 times the time: docs/deployment.md
+            # dynamo=True, the newer exporter, works too, but took 25 s where this one takes 1 (docs/deployment.md)
             torch.onnx.export(
                 OnnxGraph(detector.model), (torch.from_numpy(pixels[None]),), str(path), dynamo=False,
                 opset_version=OPSET, input_names=_TENSORS[:1], output_names=_TENSORS[1:], dynamic_axes=dynamic)
@@ -228,20 +223,14 @@ def _trace(detector: Detector, path: Path, config: str | Path) -> None:
 
 def _check(detector: Detector, path: Path, out: Path) -> tuple[float, float]:
     """Compare ONNX Runtime and PyTorch; their largest differences of boxes and scores."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    worst = [0.0, 0.0]
-    for size in CHECKED_SIZES:
-        scenes = [_scene(*size, seed) for seed in ((0, 1) if size == CHECKED_SIZES[0] else (2,))]
-        images = np.stack([_pixels(detector, scene) for scene in scenes])
-        height, width = images.shape[1:3]
-        results = session.run(None, {'images': images})
+    batches = [[_scene(*CHECKED_SIZES[0], seed) for seed in (0, 1)], [_scene(*CHECKED_SIZES[1], 2)]]
+    images = [np.stack([_pixels(detector, scene) for scene in scenes]) for scenes in batches]
+    worst = np.zeros(2)
+    for scenes, resized, results in zip(batches, images, _run(path, images), strict=True):
+        factor = [scenes[0].shape[axis] / resized.shape[1 + axis] for axis in (1, 0)] * 2
         for scene, boxes, scores, labels in zip(scenes, *results, strict=True):
-            factor = scene.shape[1] / width, scene.shape[0] / height
-            difference = compare(detector, scene, boxes * np.float32(factor * 2), scores, labels)
-            worst = [max(pair) for pair in zip(worst, difference, strict=True)]
-    boxes, scores = worst
+            worst = np.maximum(worst, compare(detector, scene, boxes * np.float32(factor), scores, labels))
+    boxes, scores = worst.tolist()
     if not (boxes <= BOX_TOLERANCE and scores <= SCORE_TOLERANCE):
         raise UserError(
             f'{out}: not written: ONNX Runtime and PyTorch disagree on a seeded image, by {boxes:.3g} pixels and '
@@ -275,22 +264,22 @@ def compare(
     a = tuple(expected[name].numpy() for name in ('bboxes', 'scores', 'labels'))
     b = (boxes, scores, labels)
     least = min(score_thr, np.sort(a[1])[-min(at_least, len(a[1]))])
-    differences = [_nearest(*pair, least) for pair in ((a, b), (b, a))]
-    return max(pair[0] for pair in differences), max(pair[1] for pair in differences)
+    boxes, scores = np.maximum(_nearest(a, b, least), _nearest(b, a, least)).tolist()
+    return boxes, scores
 
 
-def _nearest(a: tuple[np.ndarray, ...], b: tuple[np.ndarray, ...], least: float) -> tuple[float, float]:
-    worst = [0.0, 0.0]
+def _nearest(a: tuple[np.ndarray, ...], b: tuple[np.ndarray, ...], least: float) -> np.ndarray:
+    worst = np.zeros(2)
     for box, score, label in zip(*a, strict=True):
         if score < least:
             continue
         same = b[2] == label
         if not same.any():
-            return float('inf'), float('inf')
-        apart = np.abs(b[0][same] - box).max(1), np.abs(b[1][same] - score)
-        nearest = np.maximum(apart[0] / BOX_TOLERANCE, apart[1] / SCORE_TOLERANCE).argmin()
-        worst = [max(value, float(values[nearest])) for value, values in zip(worst, apart, strict=True)]
-    return worst[0], worst[1]
+            return np.full(2, np.inf)
+        apart = np.stack([np.abs(b[0][same] - box).max(1), np.abs(b[1][same] - score)])
+        nearest = (apart.T / (BOX_TOLERANCE, SCORE_TOLERANCE)).max(1).argmin()
+        worst = np.maximum(worst, apart[:, nearest])  # which keeps NaN, unlike max()
+    return worst
 
 
 def _pixels(detector: Detector, image: np.ndarray) -> np.ndarray:
@@ -309,12 +298,35 @@ def _scene(width: int, height: int, seed: int = 0) -> np.ndarray:
     return (0.5 * smooth + 0.5 * edges + grain).clip(0, 255).astype(np.uint8)
 
 
-def _quantize(source: Path, destination: Path) -> None:
+def _quantize(detector: Detector, source: Path, destination: Path) -> None:
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    # MatMul is where the weights are; the convolution over patches in 8 bits is slower on a CPU, and coarser
-    quantize_dynamic(
-        source, destination, op_types_to_quantize=['MatMul', 'Gemm'], per_channel=True, weight_type=QuantType.QInt8)
+    graph = onnx.load(source).graph
+    ranks = {weight.name: len(weight.dims) for weight in graph.initializer}
+    logging.disable(logging.WARNING)  # advice to optimize the graph first
+    try:
+        # MatMul is where the weights are; the convolution over patches in 8 bits is slower on a CPU, and coarser.
+        # Of LW-DETR's groups of weights, which have three dimensions, ONNX Runtime writes but does not run int8.
+        quantize_dynamic(
+            source, destination, op_types_to_quantize=['MatMul', 'Gemm'], per_channel=True,
+            weight_type=QuantType.QInt8, nodes_to_exclude=[
+                node.name for node in graph.node if any(ranks.get(name, 2) != 2 for name in node.input)])
+    finally:
+        logging.disable(logging.NOTSET)
+    # what is written may not run
+    _run(destination, [_pixels(detector, _scene(*CHECKED_SIZES[0]))[None]])
+
+
+def _run(path: Path, batches: list[np.ndarray]) -> list[list[np.ndarray]]:
+    """The outputs of a file for each batch, from ONNX Runtime."""
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+        return [session.run(None, {'images': images}) for images in batches]
+    except Exception as error:  # onnxruntime's have no base class of their own
+        raise UserError(f'ONNX Runtime does not run what was exported, which is not written: {error}') from error
 
 
 def _write_metadata(path: Path, metadata: dict[str, str]) -> None:
