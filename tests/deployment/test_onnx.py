@@ -37,7 +37,8 @@ def save_family(folder: Path, family: str) -> tuple[Path, Path]:
         folder.mkdir(parents=True)
         (folder / 'recipe.py').write_text(f"_base_ = '{recipe}'\n{LW_DETR}")
         recipe = folder / 'recipe.py'
-    config, path = save_tiny(folder, recipe)
+    # few queries: nearly equal scores of tokens, whose order is a matter of the last bit, are rare among the best
+    config, path = save_tiny(folder, recipe, 'num_queries=20, test_cfg=dict(max_per_img=20)')
     checkpoint = torch.load(path, weights_only=True)
     generator = torch.Generator().manual_seed(0)
     for tensor in checkpoint['state_dict'].values():
@@ -103,7 +104,7 @@ def test_real_photographs(indoor_photos, exported, run_onnx):
     for family in ('lw-detr', 'dino'):
         config, checkpoint, path = exported(family)
         detector = deit_detr.load(config, checkpoint, 'cpu')
-        in_onnx = run_onnx.OnnxDetector(path)
+        in_onnx = run_onnx.OnnxDetector(path, 1)
         for photo in sorted(indoor_photos.glob('*/color/*.jpg'))[::13]:
             boxes, scores = compare(detector, detector.read(photo), *in_onnx(run_onnx.read_image(photo)))
             assert boxes <= BOX_TOLERANCE and scores <= SCORE_TOLERANCE, (family, photo.name, boxes, scores)
@@ -127,7 +128,7 @@ def test_the_file_says_what_it_is(exported):
 def test_resizing_is_that_of_the_test_pipeline(exported, run_onnx):
     config, checkpoint, path = exported('dino')
     detector = deit_detr.load(config, checkpoint, 'cpu')
-    in_onnx = run_onnx.OnnxDetector(path)
+    in_onnx = run_onnx.OnnxDetector(path, 1)
     for size in ((1296, 968), (640, 480), (97, 301), (33, 500)):
         image = image_of(*size)
         assert np.array_equal(in_onnx.resize(image), export._pixels(detector, image)), size
@@ -150,7 +151,7 @@ def test_runs_without_pytorch(exported, mini_scannet, run, tmp_path):
         PYTHONPATH=blocked)
     results = json.loads(results.read_text())
     images = json.loads(ann_file.read_text())['images']
-    assert len(results) == 60 * len(images)
+    assert len(results) == 20 * len(images)
     detector = deit_detr.load(config, checkpoint, 'cpu')
     ids = {category['id']: detector.classes.index(category['name'])
            for category in json.loads(ann_file.read_text())['categories']}
@@ -166,7 +167,7 @@ def test_runs_without_pytorch(exported, mini_scannet, run, tmp_path):
     frame = mini_scannet / 'val' / images[0]['file_name']
     output = run(sys.executable, RUN_ONNX, path, frame, '--out-dir', tmp_path / 'drawn', '--score-thr', 0,
                  PYTHONPATH=blocked)
-    assert f'{frame}: 60 objects' in output
+    assert f'{frame}: 20 objects' in output
     drawn = cv2.imread(str(tmp_path / 'drawn' / frame.name))
     assert drawn.shape == (120, 160, 3) and np.abs(drawn.astype(int) - cv2.imread(str(frame))).mean() > 5
 
@@ -179,11 +180,11 @@ def test_int8_from_the_command_line(exported, run, run_onnx, tmp_path):
     assert 'int8; batch, height and width are dynamic' in output and 'before quantization' in output
     assert (tmp_path / 'small.onnx').stat().st_size < 0.6 * path.stat().st_size
     assert [file.name for file in tmp_path.iterdir()] == ['small.onnx']
-    small = run_onnx.OnnxDetector(tmp_path / 'small.onnx')
+    small = run_onnx.OnnxDetector(tmp_path / 'small.onnx', 1)
     assert small.session.get_modelmeta().custom_metadata_map['precision'] == 'int8'
     image = image_of(320, 240)
     boxes, scores, _ = small(image)
-    exact = run_onnx.OnnxDetector(path)(image)
+    exact = run_onnx.OnnxDetector(path, 1)(image)
     assert 0 < np.abs(scores - exact[1]).max() < 0.2 and np.isfinite(boxes).all()
 
 
@@ -194,8 +195,8 @@ def test_a_graph_that_disagrees_is_not_left(exported, tmp_path, monkeypatch):
     right = OnnxGraph.forward
 
     def shifted(self, images):
-        boxes, scores, labels = right(self, images)
-        return boxes + 2, scores, labels
+        boxes, *others = right(self, images)
+        return boxes + 2, *others
 
     monkeypatch.setattr(OnnxGraph, 'forward', shifted)
     with pytest.raises(UserError, match='not written: ONNX Runtime and PyTorch disagree on a seeded image'):
@@ -251,7 +252,7 @@ def test_bad_input_in_a_sentence(exported, run_onnx, mini_scannet, tmp_path, cap
     with pytest.raises(SystemExit, match="has no 'classes' in its metadata"):
         run_onnx.OnnxDetector(tmp_path / 'plain.onnx')
 
-    detector = run_onnx.OnnxDetector(path)
+    detector = run_onnx.OnnxDetector(path, 1)
     (tmp_path / 'text.jpg').write_text('text')
     cv2.imwrite(str(tmp_path / 'narrow.png'), image_of(400, 8))
     for name, message in (('none.jpg', 'no such image file'), ('text.jpg', 'cannot be read as an image'),

@@ -19,6 +19,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmpretrain.models import VisionTransformer
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from deit_detr.errors import UserError
 from deit_detr.inference import Detector, _quiet, load
@@ -49,6 +50,34 @@ class Exported:
     score_difference: float
 
 
+class _Selection(TorchFunctionMode):
+    """Notes which tokens a two-stage model takes its queries from, or has it take others of the same score.
+
+    Scores that differ in the last bits come in any order, while DINO and LW-DETR have a learned query for each rank:
+    two runtimes may give different detections without either being wrong.
+
+    Args:
+        replay (Tensor, optional): Indices of tokens, in the order in which they are to be taken, as the first ``topk``
+            gives them. They are taken if no score changes by more than ``SCORE_TOLERANCE``.
+    """
+
+    def __init__(self, replay: Tensor | None = None) -> None:
+        super().__init__()
+        self.replay = replay
+        self.noted = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: D105
+        result = func(*args, **(kwargs or {}))
+        if func not in (torch.topk, Tensor.topk):
+            return result
+        self.noted.append(result.indices)
+        if self.replay is not None and len(self.noted) == 1:
+            values = args[0].gather(-1, self.replay)
+            if (values - result.values).abs().max() <= SCORE_TOLERANCE:
+                return torch.return_types.topk((values, self.replay))
+        return result
+
+
 class OnnxGraph(nn.Module):
     """What is in the file: pixels in, detections out.
 
@@ -68,15 +97,16 @@ class OnnxGraph(nn.Module):
         # each head's predict() finds the last layer in its own way, and ends here with metas as numbers
         head.predict_by_feat = lambda logits, boxes, *args, **kwargs: (logits[-1], boxes[-1])
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Detect.
 
         Args:
             images (Tensor): uint8, ``(batch, height, width, 3)``, BGR, resized as the test pipeline does.
 
         Returns:
-            tuple[Tensor, Tensor, Tensor]: Boxes (x1, y1, x2, y2) in pixels of ``images``, ``(batch, detections, 4)``;
-            scores in 0..1, best first, and labels, int64, ``(batch, detections)``.
+            tuple[Tensor, ...]: Boxes (x1, y1, x2, y2) in pixels of ``images``, ``(batch, detections, 4)``; scores in
+            0..1, best first, and labels, int64, ``(batch, detections)``. Of a two-stage model also the tokens that it
+            takes its queries from, for the check.
         """
         height, width = images.shape[1], images.shape[2]
         preprocessor = self.model.data_preprocessor
@@ -91,14 +121,15 @@ class OnnxGraph(nn.Module):
         # not a DetDataSample, which copies its values; one stands for the whole batch: none of it is padded
         samples = [types.SimpleNamespace(
             img_shape=(height, width), batch_input_shape=(height, width), metainfo=dict())]
-        head_inputs = self.model.forward_transformer(self.model.extract_feat(x), samples)
+        with _Selection() as selection:
+            head_inputs = self.model.forward_transformer(self.model.extract_feat(x), samples)
         logits, boxes = self.model.bbox_head.predict(**head_inputs, batch_data_samples=samples, rescale=False)
         scores, labels, index = self._best(logits)
         centres, sides = boxes.gather(1, index[..., None].expand(-1, -1, 4)).split(2, -1)
         # multiplied after the corners are taken, as mmdet does
         size = torch.stack([torch.as_tensor(width), torch.as_tensor(height)]).float()
         corners = [((centres + sign * 0.5 * sides) * size).clamp(min=0).minimum(size) for sign in (-1, 1)]
-        return torch.cat(corners, -1), scores, labels
+        return torch.cat(corners, -1), scores, labels, *selection.noted
 
     def _best(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores, labels and queries of the best detections, ``(batch, detections)`` each."""
@@ -152,7 +183,7 @@ def export_onnx(config: str | Path, checkpoint: str | Path, out: str | Path, int
         if int8:
             _quantize(detector, temporary, quantized)
             quantized.replace(temporary)
-        _write_metadata(temporary, metadata)
+        _finish(temporary, metadata)
         megabytes = temporary.stat().st_size / 1e6
         temporary.replace(out)
     except OSError as error:
@@ -228,8 +259,10 @@ def _check(detector: Detector, path: Path, out: Path) -> tuple[float, float]:
     worst = np.zeros(2)
     for scenes, resized, results in zip(batches, images, _run(path, images), strict=True):
         factor = [scenes[0].shape[axis] / resized.shape[1 + axis] for axis in (1, 0)] * 2
-        for scene, boxes, scores, labels in zip(scenes, *results, strict=True):
-            worst = np.maximum(worst, compare(detector, scene, boxes * np.float32(factor), scores, labels))
+        for index, (scene, boxes, scores, labels) in enumerate(zip(scenes, *results[:3], strict=True)):
+            with _Selection(*(torch.from_numpy(tokens[..., index, None, :]) for tokens in results[3:])):
+                difference = compare(detector, scene, boxes * np.float32(factor), scores, labels)
+            worst = np.maximum(worst, difference)
     boxes, scores = worst.tolist()
     if not (boxes <= BOX_TOLERANCE and scores <= SCORE_TOLERANCE):
         raise UserError(
@@ -329,9 +362,11 @@ def _run(path: Path, batches: list[np.ndarray]) -> list[list[np.ndarray]]:
         raise UserError(f'ONNX Runtime does not run what was exported, which is not written: {error}') from error
 
 
-def _write_metadata(path: Path, metadata: dict[str, str]) -> None:
+def _finish(path: Path, metadata: dict[str, str]) -> None:
+    """Write the metadata; drop the output that only the check needs."""
     import onnx
 
     model = onnx.load(path)
+    del model.graph.output[len(_TENSORS) - 1:]
     onnx.helper.set_model_props(model, metadata)
     onnx.save(model, path)
