@@ -190,6 +190,8 @@ def test_int8_from_the_command_line(exported, run, run_onnx, tmp_path):
 
 def test_a_graph_that_disagrees_is_not_left(exported, tmp_path, monkeypatch):
     config, checkpoint, _ = exported('detr-fast')
+    compiled = tmp_path / 'compiled.py'  # exported as it is without
+    compiled.write_text(f"_base_ = '{config}'\nmodel = dict(compile=dict(backend='eager'))\n")
     out = tmp_path / 'model.onnx'
     out.write_text('the one before')
     right = OnnxGraph.forward
@@ -200,8 +202,17 @@ def test_a_graph_that_disagrees_is_not_left(exported, tmp_path, monkeypatch):
 
     monkeypatch.setattr(OnnxGraph, 'forward', shifted)
     with pytest.raises(UserError, match='not written: ONNX Runtime and PyTorch disagree on a seeded image'):
-        export_onnx(config, checkpoint, out)
-    assert out.read_text() == 'the one before' and list(tmp_path.iterdir()) == [out]
+        export_onnx(compiled, checkpoint, out)
+    assert out.read_text() == 'the one before' and sorted(tmp_path.iterdir()) == [compiled, out]
+
+
+def test_order_of_equal_scores_is_taken_over_and_nothing_else():
+    scores = torch.tensor([[3.0, 2.0, 2.0001, 1.0]])
+    for replay, expected in (([0, 1, 2], [0, 1, 2]), ([0, 2, 1], [0, 2, 1]), ([3, 2, 1], [0, 2, 1])):
+        with export._Selection(torch.tensor([replay])):
+            values, indices = torch.topk(scores, 3, dim=1)
+            assert indices.tolist() == [expected] and torch.equal(values, scores[:, expected])
+            assert scores.topk(2).indices.tolist() == [[0, 2]], 'the choice of the best detections is not touched'
 
 
 def test_nan_is_a_disagreement(exported):
