@@ -9,8 +9,8 @@ from deit_detr.engine.class_check import ClassCheckHook
 from deit_detr.engine.hints import HintHook
 from deit_detr.engine.hooks import PretrainedCheckHook, SceneVisualizationHook
 from deit_detr.engine.nonfinite import NonFiniteHook
-from deit_detr.engine.preflight.run import PreflightHook
 from deit_detr.engine.preemption import PreemptionHook
+from deit_detr.engine.preflight.run import PreflightHook
 from deit_detr.engine.run_record import RunRecordHook
 
 default_scope = 'mmdet'

@@ -22,8 +22,8 @@ if os.environ.get('DEIT_DETR_REGISTER', '1') != '0':
     from deit_detr.engine.hooks import SceneVisualizationHook as SceneVisualizationHook
     from deit_detr.engine.nonfinite import NonFiniteHook as NonFiniteHook
     from deit_detr.engine.optim import GroupedOptimWrapperConstructor as GroupedOptimWrapperConstructor
-    from deit_detr.engine.preflight.run import PreflightHook as PreflightHook
     from deit_detr.engine.preemption import PreemptionHook as PreemptionHook
+    from deit_detr.engine.preflight.run import PreflightHook as PreflightHook
     from deit_detr.engine.run_record import RunRecordHook as RunRecordHook
     from deit_detr.engine.train_loop import ResumableTrainLoop as ResumableTrainLoop
     from deit_detr.evaluation import Pri3DMetric as Pri3DMetric

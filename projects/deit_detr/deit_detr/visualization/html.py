@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+from PIL import Image
 
 from deit_detr.datasets.scannet_classes import SCANNET_CLASSES
 from deit_detr.errors import UserError
