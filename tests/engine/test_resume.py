@@ -4,8 +4,10 @@ import os
 import random
 import resource
 import shutil
+import signal
 import socket
 import sys
+import time
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from conftest import REPO
 from deit_detr.engine.launch import use_cpu_processes
+from deit_detr.engine.preemption import PreemptionHook
 from deit_detr.engine.train_loop import seeded_loader
 from deit_detr.errors import UserError, run_cli
 from interruptions import InterruptHook
@@ -186,6 +189,19 @@ def test_any_batch_can_be_the_first(workers):
         assert list(loader) == whole[start:]
     loader.batch_sampler.epoch, loader.batch_sampler.start = 6, 0
     assert [row[1:] for batch in loader for row in batch] != [row[1:] for batch in whole for row in batch]
+
+
+@pytest.mark.parametrize('pause, ends', [(1.2, signal.SIGTERM), (0.0, 0)], ids=['later', 'same one passed on'])
+def test_second_signal_ends_the_process_at_once(pause, ends):
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, PreemptionHook()._ask)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(pause)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -ends
 
 
 def two_processes(rank: int, port: int, folder, queue) -> None:
