@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 
 from browser import browser  # noqa: F401 - a fixture
 from conftest import REPO, TINY_RUN
@@ -226,6 +227,7 @@ def test_hostile_names_stay_text(work_dir, annotations, mini_scannet, prediction
 def test_page_shows_where_the_detector_looks(annotations, mini_scannet, browser, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv('MINI_SCANNET_ROOT', f'{mini_scannet}/')
     config, _ = save_tiny(tmp_path / 'run')
+    Config.fromfile(config).dump(config)  # as a run leaves it: nothing but values
     predictions = tmp_path / 'true.bbox.json'
     predictions.write_text(json.dumps([
         dict(image_id=box['image_id'], category_id=box['category_id'], bbox=box['bbox'], score=0.4)
