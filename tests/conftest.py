@@ -72,9 +72,9 @@ def mini_scannet18(mini_frames) -> Path:
 def draw_coco(ann_file: Path, images: Path, categories: list[dict], number: int = 4) -> None:
     """Draw a COCO-format data set: 96x64 images of noise with three rectangles each, a colour for each category.
 
-    The categories take turns, so that they all occur if there are enough images.
+    The categories take turns, so that they all occur if there are enough images. Another file has other images.
     """
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(list(ann_file.name.encode()))
     colours = np.random.default_rng(1).integers(0, 256, (len(categories), 3))
     content = dict(images=[], annotations=[], categories=categories)
     images.mkdir(parents=True)
