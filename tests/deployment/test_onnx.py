@@ -247,7 +247,7 @@ def test_what_the_graph_does_not_cover_is_refused(exported, tmp_path, changes, m
     assert not (tmp_path / 'model.onnx').exists()
 
 
-def test_bad_input_in_a_sentence(exported, run_onnx, mini_scannet, tmp_path, capsys):
+def test_bad_input_in_a_sentence(exported, run_onnx, mini_scannet, tmp_path):
     config, checkpoint, path = exported('lw-detr')
     with pytest.raises(UserError, match=r'model\.pt: the name has to end in \.onnx'):
         export_onnx(config, checkpoint, tmp_path / 'model.pt')
@@ -264,10 +264,11 @@ def test_bad_input_in_a_sentence(exported, run_onnx, mini_scannet, tmp_path, cap
         run_onnx.OnnxDetector(tmp_path / 'plain.onnx')
 
     detector = run_onnx.OnnxDetector(path, 1)
+    detector.resize_scale = [160, 120]  # ten patches of the narrow image, for twenty queries
     (tmp_path / 'text.jpg').write_text('text')
     cv2.imwrite(str(tmp_path / 'narrow.png'), image_of(400, 8))
     for name, message in (('none.jpg', 'no such image file'), ('text.jpg', 'cannot be read as an image'),
-                          ('narrow.png', '400x8 pixels become 320x6, on which the model does not run. A two-stage')):
+                          ('narrow.png', '400x8 pixels become 160x3, on which the model does not run. A two-stage')):
         with pytest.raises(SystemExit, match=message):
             run_onnx.detect(detector, tmp_path / name)
     (tmp_path / 'other.json').write_text('{"images": [], "categories": [{"id": 1, "name": "wall"}]}')
