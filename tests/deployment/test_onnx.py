@@ -164,6 +164,8 @@ def test_runs_without_pytorch(exported, mini_scannet, run, tmp_path):
         difference = compare(detector, mini_scannet / 'val' / image['file_name'], boxes, scores, labels)
         assert difference[0] <= BOX_TOLERANCE and difference[1] <= SCORE_TOLERANCE
 
+    output = run(sys.executable, RUN_ONNX, path, 'none.jpg', status=2, PYTHONPATH=blocked)
+    assert output == 'error: none.jpg: no such image file\n'
     frame = mini_scannet / 'val' / images[0]['file_name']
     output = run(sys.executable, RUN_ONNX, path, frame, '--out-dir', tmp_path / 'drawn', '--score-thr', 0,
                  PYTHONPATH=blocked)
@@ -255,12 +257,12 @@ def test_bad_input_in_a_sentence(exported, run_onnx, mini_scannet, tmp_path):
         export_onnx(tmp_path / 'missing.py', checkpoint, tmp_path / 'model.onnx')
     (tmp_path / 'text.onnx').write_text('text')
     for bad, message in ((tmp_path / 'none.onnx', 'no such model file'), (tmp_path / 'text.onnx', 'cannot be loaded')):
-        with pytest.raises(SystemExit, match=message):
+        with pytest.raises(run_onnx.InputError, match=message):
             run_onnx.OnnxDetector(bad)
     plain = onnx.load(path)
     del plain.metadata_props[:]
     onnx.save(plain, tmp_path / 'plain.onnx')
-    with pytest.raises(SystemExit, match="has no 'classes' in its metadata"):
+    with pytest.raises(run_onnx.InputError, match="has no 'classes' in its metadata"):
         run_onnx.OnnxDetector(tmp_path / 'plain.onnx')
 
     detector = run_onnx.OnnxDetector(path, 1)
@@ -269,8 +271,8 @@ def test_bad_input_in_a_sentence(exported, run_onnx, mini_scannet, tmp_path):
     cv2.imwrite(str(tmp_path / 'narrow.png'), image_of(400, 8))
     for name, message in (('none.jpg', 'no such image file'), ('text.jpg', 'cannot be read as an image'),
                           ('narrow.png', '400x8 pixels become 160x3, on which the model does not run. A two-stage')):
-        with pytest.raises(SystemExit, match=message):
+        with pytest.raises(run_onnx.InputError, match=message):
             run_onnx.detect(detector, tmp_path / name)
     (tmp_path / 'other.json').write_text('{"images": [], "categories": [{"id": 1, "name": "wall"}]}')
-    with pytest.raises(SystemExit, match="no categories for the classes .'floor'"):
+    with pytest.raises(run_onnx.InputError, match="no categories for the classes .'floor'"):
         run_onnx.write_coco_results(detector, mini_scannet, tmp_path / 'other.json', tmp_path / 'out.json')

@@ -1,15 +1,14 @@
 #!/usr/bin/env python
 """Detect objects with an exported model: onnxruntime, NumPy and OpenCV are all that this file needs.
 
-    pip install onnxruntime numpy opencv-python-headless
-    python run_onnx.py model.onnx room.jpg other.jpg --out-dir found
-
 Everything about the model is read from the model file. OpenCV resizes the image, as it does in training and
 evaluation: other libraries' bilinear filters give other pixels, and so other boxes.
 
-To measure AP, name an annotation file in COCO format and the folder that its file names start from:
-
-    python run_onnx.py model.onnx data/val --ann-file data/val.json --coco-json results.bbox.json
+Examples:
+    pip install onnxruntime numpy opencv-python-headless
+    python tools/deployment/run_onnx.py model.onnx room.jpg other.jpg --out-dir found
+    # to measure AP: an annotation file in COCO format, and the folder that its file names start from
+    python tools/deployment/run_onnx.py model.onnx data/val --ann-file data/val.json --coco-json results.bbox.json
 
 From Python, with this file on the path:
 
@@ -29,6 +28,10 @@ import numpy as np
 import onnxruntime
 
 
+class InputError(ValueError):
+    """Bad input; the message names the file and what is wrong with it."""
+
+
 class OnnxDetector:
     """A detector in an ONNX file of ``export_onnx.py``.
 
@@ -41,12 +44,12 @@ class OnnxDetector:
         colours: (red, green, blue) of each class, 0..255.
 
     Raises:
-        SystemExit: With a message, if the file cannot be used.
+        InputError: If the file cannot be used.
     """
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
         if not Path(path).is_file():
-            sys.exit(f'error: {path}: no such model file')
+            raise InputError(f'{path}: no such model file')
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what fails is raised, and said in a sentence
@@ -57,9 +60,9 @@ class OnnxDetector:
             palette = json.loads(metadata['palette'])
             self.resize_scale = json.loads(metadata['resize_scale'])
         except KeyError as error:
-            sys.exit(f'error: {path}: has no {error} in its metadata: it is not of export_onnx.py')
+            raise InputError(f'{path}: has no {error} in its metadata: it is not of export_onnx.py') from error
         except Exception as error:  # onnxruntime's have no base class of their own
-            sys.exit(f'error: {path}: cannot be loaded ({error})')
+            raise InputError(f'{path}: cannot be loaded ({error})') from error
         random = np.random.default_rng(0).integers(0, 256, (len(self.classes), 3))
         self.colours = [tuple(map(int, colour)) for colour in (random if palette is None else palette)]
 
@@ -74,14 +77,14 @@ class OnnxDetector:
             best first, and ``labels``, ``(detections,)``.
 
         Raises:
-            ValueError: If the model cannot run on an image of this shape.
+            InputError: If the model cannot run on an image of this shape.
         """
         height, width = image.shape[:2]
         resized = self.resize(image)
         try:
             results = self.session.run(None, {'images': resized[None]})
         except Exception as error:  # as above
-            raise ValueError(
+            raise InputError(
                 f'{width}x{height} pixels become {resized.shape[1]}x{resized.shape[0]}, on which the model does not '
                 f'run. A two-stage model needs more patches than it has queries: {error}') from error
         boxes, scores, labels = (result[0] for result in results)
@@ -118,7 +121,7 @@ def read_image(path: Path) -> np.ndarray:
     """BGR pixels, turned as the EXIF orientation says."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
     if image is None:
-        sys.exit(f'error: {path}: {"cannot be read as an image" if path.exists() else "no such image file"}')
+        raise InputError(f'{path}: {"cannot be read as an image" if path.exists() else "no such image file"}')
     return image
 
 
@@ -127,8 +130,8 @@ def detect(detector: OnnxDetector, path: Path) -> tuple:
     image = read_image(path)
     try:
         return (image, *detector(image))
-    except ValueError as error:
-        sys.exit(f'error: {path}: {error}')
+    except InputError as error:
+        raise InputError(f'{path}: {error}') from error
 
 
 def show(detector: OnnxDetector, paths: list, score_thr: float, out_dir: Path) -> None:
@@ -144,10 +147,10 @@ def show(detector: OnnxDetector, paths: list, score_thr: float, out_dir: Path) -
         if out_dir is not None:
             out = out_dir / path.name
             if out.resolve() == path.resolve():
-                sys.exit(f'error: {path}: would be overwritten. Name another --out-dir')
+                raise InputError(f'{path}: would be overwritten. Name another --out-dir')
             out_dir.mkdir(parents=True, exist_ok=True)
             if not cv2.imwrite(str(out), detector.draw(image, boxes, scores, labels)):
-                sys.exit(f'error: {out}: cannot be written')
+                raise InputError(f'{out}: cannot be written')
 
 
 def write_coco_results(detector: OnnxDetector, root: Path, ann_file: Path, out: Path) -> None:
@@ -157,10 +160,10 @@ def write_coco_results(detector: OnnxDetector, root: Path, ann_file: Path, out: 
         ids = {category['name']: category['id'] for category in annotations['categories']}
         images = [(image['id'], root / image['file_name']) for image in annotations['images']]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        sys.exit(f'error: {ann_file}: cannot be read as annotations in COCO format ({error})')
+        raise InputError(f'{ann_file}: cannot be read as annotations in COCO format ({error})') from error
     missing = [name for name in detector.classes if name not in ids]
     if missing:
-        sys.exit(f'error: {ann_file}: has no categories for the classes {missing} of the model')
+        raise InputError(f'{ann_file}: has no categories for the classes {missing} of the model')
     results, seconds = [], 0.0
     for number, (image_id, path) in enumerate(images, 1):
         start = time.perf_counter()
@@ -176,7 +179,7 @@ def write_coco_results(detector: OnnxDetector, root: Path, ann_file: Path, out: 
         temporary.write_text(json.dumps(results), encoding='utf-8')
         temporary.replace(out)
     except OSError as error:
-        sys.exit(f'error: {out}: cannot be written ({error.strerror})')
+        raise InputError(f'{out}: cannot be written ({error.strerror})') from error
     print(f'\n{out}: {len(results)} boxes')
 
 
@@ -209,4 +212,8 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except InputError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
