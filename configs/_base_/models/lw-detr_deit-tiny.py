@@ -20,7 +20,8 @@ model = dict(
     decoder=dict(
         num_layers=3,
         layer_cfg=dict(
-            self_attn_cfg=dict(embed_dims=embed_dims, num_heads=6),
+            # said although it is the default: mmcv's MultiheadAttention keeps the last value given in the process
+            self_attn_cfg=dict(embed_dims=embed_dims, num_heads=6, dropout=0.0),
             cross_attn_cfg=dict(embed_dims=embed_dims, num_heads=6, num_levels=1, num_points=4, dropout=0.0),
             ffn_cfg=dict(
                 embed_dims=embed_dims,
