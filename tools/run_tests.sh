@@ -3,5 +3,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/setup_env.sh
-# Tests that bring their own weights or data say so themselves.
-exec env -u DEIT_CHECKPOINT -u MMDET_DATASETS -u MINI_SCANNET_ROOT python -m pytest "$@"
+# Tests that bring their own weights or data say so themselves. Two files at a time, a thread each.
+exec env -u DEIT_CHECKPOINT -u MMDET_DATASETS -u MINI_SCANNET_ROOT OMP_NUM_THREADS=1 \
+    python -m pytest --numprocesses 2 --dist loadfile "$@"
