@@ -47,7 +47,14 @@ def test_r50_equals_the_3x_config_of_mmdet(monkeypatch):
         pytest.skip('this mmdet comes without its configs')
     converted, by_hand = convert(R50)
     assert by_hand == []
-    official = Config.fromfile(official)
+    official, ours = Config.fromfile(official), Config.fromfile(REPO / 'configs/_base_/default_runtime.py')
+    # what the recipes have in place of mmengine's: exact resuming, safe checkpoints, a picture folder for each scene
+    official.train_cfg.type = 'ResumableTrainLoop'
+    official.default_hooks.checkpoint.type = 'SafeCheckpointHook'
+    official.env_cfg.dist_cfg.timeout = ours.env_cfg.dist_cfg.timeout
+    for name in ('preemption', 'record', 'visualization'):
+        official.default_hooks[name] = ours.default_hooks[name]
+    assert converted.custom_hooks == ours.custom_hooks
     assert converted.optim_wrapper.pop('constructor') == 'GroupedOptimWrapperConstructor'
     for name in ('model', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'optim_wrapper', 'param_scheduler',
                  'train_cfg', 'val_cfg', 'test_cfg', 'default_hooks', 'env_cfg', 'log_processor'):
@@ -189,9 +196,9 @@ data = dict(samples_per_gpu=4, workers_per_gpu=0, train=dict(filter_empty_gt=Fal
     assert converted.param_scheduler == [
         dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
         dict(type='StepLR', begin=0, end=50, by_epoch=True, step_size=40, gamma=0.5)]
-    assert converted.train_cfg == dict(type='EpochBasedTrainLoop', max_epochs=50, val_interval=5)
+    assert converted.train_cfg == dict(type='ResumableTrainLoop', max_epochs=50, val_interval=5)
     assert converted.default_hooks.checkpoint == dict(
-        type='CheckpointHook', interval=10, max_keep_ckpts=2, save_best='coco/bbox_mAP')
+        type='SafeCheckpointHook', interval=10, max_keep_ckpts=2, save_best='coco/bbox_mAP')
     assert converted.default_hooks.logger.interval == 7
     assert [backend.type for backend in converted.vis_backends] == ['LocalVisBackend', 'TensorboardVisBackend']
     assert (converted.load_from, converted.resume) == ('latest.pth', True)

@@ -315,7 +315,7 @@ def _schedule(old: dict) -> dict:
     if max_epochs is None:
         raise UserError('field runner.max_epochs: missing; only training by epochs can be translated')
     train_cfg = dict(
-        type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=evaluation.pop('interval', 1))
+        type='ResumableTrainLoop', max_epochs=max_epochs, val_interval=evaluation.pop('interval', 1))
     if 'start' in evaluation:
         train_cfg['val_begin'] = evaluation.pop('start')
 
@@ -374,16 +374,13 @@ def _runtime(old: dict) -> dict:
         if hook in (dict(type='TensorboardLoggerHook'), dict(type='TextLoggerHook')):
             hook.clear()
     save_best = evaluation.pop('save_best', None)
-    checkpoint_hook = dict(type='CheckpointHook', interval=checkpoint.pop('interval', 1)) | take(
+    checkpoint_hook = dict(type='SafeCheckpointHook', interval=checkpoint.pop('interval', 1)) | take(
         checkpoint, 'by_epoch', 'max_keep_ckpts', 'save_optimizer', 'save_last', 'out_dir')
     if save_best:
         checkpoint_hook['save_best'] = save_best if save_best == 'auto' else f'coco/{save_best}'
 
-    custom_hooks = [dict(type='PretrainedCheckHook')]
     for hook in old.get('custom_hooks', []):
-        if hook.get('type') == 'NumClassCheckHook':
-            custom_hooks.append(dict(hook))
-            hook.clear()
+        take_if(hook, 'type', 'NumClassCheckHook')  # ClassCheckHook compares the names and their order as well
 
     resume_from, load_from = old.pop('resume_from', None), old.pop('load_from', None)
     take_if(old, 'workflow', [('train', 1)])
@@ -393,15 +390,19 @@ def _runtime(old: dict) -> dict:
             logger=dict(type='LoggerHook', interval=interval),
             param_scheduler=dict(type='ParamSchedulerHook'),
             checkpoint=checkpoint_hook,
+            preemption=dict(type='PreemptionHook'),
+            record=dict(type='RunRecordHook'),
             sampler_seed=dict(type='DistSamplerSeedHook'),
-            visualization=dict(type='DetVisualizationHook')),
-        custom_hooks=custom_hooks,
+            visualization=dict(type='SceneVisualizationHook')),
+        custom_hooks=[
+            dict(type='PreflightHook'), dict(type='PretrainedCheckHook'), dict(type='ClassCheckHook'),
+            dict(type='NonFiniteHook', max_skips=0), dict(type='HintHook')],
         env_cfg=dict(
             cudnn_benchmark=old.pop('cudnn_benchmark', False),
             mp_cfg=dict(
                 mp_start_method=old.pop('mp_start_method', 'fork'),
                 opencv_num_threads=old.pop('opencv_num_threads', 0)),
-            dist_cfg=old.pop('dist_params', dict(backend='nccl'))),
+            dist_cfg=dict(backend='nccl', timeout=600) | old.pop('dist_params', {})),
         vis_backends=vis_backends,
         visualizer=dict(type='DetLocalVisualizer', vis_backends=vis_backends, name='visualizer'),
         log_processor=dict(type='LogProcessor', window_size=interval, by_epoch=True),
