@@ -1,7 +1,9 @@
 """Annotation files with anything anywhere: training, and the page about them, take a file or refuse it in words."""
 
 import copy
+import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from mmdet.registry import DATASETS
 from PIL import Image
+from test_fuzz_frames import ANY_FILE, image_file, jpeg_header, png_header
 
 from deit_detr.datasets.checked_coco import read_annotations
 from deit_detr.datasets.scannet_classes import scannet_metainfo
+from deit_detr.images import FORMATS
 from deit_detr.visualization.data_page import make_data_page
-from fuzzing import ODD_VALUES, cases, changed, contained, damaged, places
+from fuzzing import ODD_VALUES, cases, changed, contained, damaged, peak_memory, places
 
 CONTENT = dict(
     images=[dict(id=7, file_name='scene0000_00/color/0.jpg', width=40, height=30), dict(
@@ -120,3 +124,52 @@ def test_no_file_name_leaves_the_folder(folder, name):
     if not refused:
         (folder / 'deep/er/images').mkdir(parents=True, exist_ok=True)
         assert (folder / 'deep/er/images' / name).resolve().is_relative_to(folder / 'deep/er/images')
+
+
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """What Pillow says of an image; ``None`` if it is none."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.size
+    except Exception:  # whatever a decoder raises
+        return None
+
+
+@cases(60)
+@given(ANY_FILE, st.integers(1, 50), st.integers(1, 50))
+@example(image_file('CMYK', (40, 30), 'JPEG', orientation=6), 40, 30)
+@example(image_file('I;16', (40, 30), 'PNG'), 40, 30)
+@example(image_file('RGB', (40, 30), 'GIF', frames=3), 40, 30)
+@example(image_file('RGB', (40, 1), 'PNG'), 1, 40)
+@example(b'', 10 ** 6, 1)
+def test_page_and_sheet_of_any_images(folder, data, width, height):
+    (folder / 'data/val/scene0000_00/color/0.jpg').write_bytes(data)
+    (folder / 'data/val.json').write_text(json.dumps(changed(
+        changed(CONTENT, ('images', 0, 'width'), width), ('images', 0, 'height'), height)))
+    with contained(folder) as refused:
+        summary = make_data_page([folder / 'data/val.json'], folder / 'page.html', sheet=folder / 'sheet.jpg')
+    assert refused == []
+    with Image.open(folder / 'sheet.jpg') as sheet:
+        assert sheet.size == (6 * 240, 180)
+    opened = image_size(data)
+    assert ('no picture' in summary) == (opened is None)
+    assert ('other size' in summary) == (opened not in (None, (width, height)))
+
+
+def test_claimed_sizes_and_what_is_no_file(folder):
+    """Neither takes memory nor waits."""
+    color = folder / 'data/val/scene0000_00/color'
+    (folder / 'data/val.json').write_text(json.dumps(CONTENT))
+    for make in (
+            lambda path: path.write_bytes(png_header(60000, 60000, 8, 2)), lambda path: path.mkdir(),
+            lambda path: path.write_bytes(jpeg_header(60000, 60000)), os.mkfifo,
+            lambda path: path.symlink_to('/dev/zero'), lambda path: path.symlink_to(path.name)):
+        for path in color.iterdir():
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        make(color / '0.jpg')
+
+        def write() -> None:
+            summary = make_data_page([folder / 'data/val.json'], folder / 'page.html', sheet=folder / 'sheet.jpg')
+            assert 'no picture: 2' in summary  # the other one is missing
+
+        assert peak_memory(write) < 100

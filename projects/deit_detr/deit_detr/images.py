@@ -1,5 +1,7 @@
 """Image files from anywhere: opened by few decoders, and only if their pixels fit into memory."""
 
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,10 +48,12 @@ def open_image(file: str | Path | BinaryIO, formats: tuple[str, ...] = FORMATS, 
         Image: To be used in a ``with`` statement, and decoded within :func:`decoding`.
 
     Raises:
-        ImageFileError: If it is not of these formats, damaged at its beginning, or too large.
+        ImageFileError: If it is not of these formats, damaged at its beginning, or too large, or a pipe or a device.
         OSError: If the file cannot be opened.
     """
     with decoding():
+        if isinstance(file, (str, Path)) and not stat.S_ISREG(os.stat(file).st_mode):
+            raise ImageFileError('no regular file')  # a pipe would be waited for, a device read without end
         image = Image.open(file, formats=formats)
     if image.width * image.height > max_pixels:
         size = image.size
