@@ -14,6 +14,7 @@ Examples:
 import argparse
 import json
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def main() -> None:
         if args.minutes <= 0 or args.evals < 1:
             raise UserError('--minutes and --evals have to be positive')
         out_dir = args.out
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the training that is running, too
         runs = race.plan(args.configs, args.full, args.minutes, args.evals, args.seeds, out_dir)
         command = shlex.join(['python', *sys.argv])
         results = race.race(runs, args.cfg_options, TRAIN, out_dir, command)
