@@ -37,6 +37,7 @@ ELSEWHERE = {
     'pip install --no-build-isolation': 'the same',
     'CFLAGS=': 'the same; it compiles for minutes',
     'pip install wheels': 'installs what the line before it compiled',
+    'python tools/analysis_tools/race.py': 'tests/test_race.py races small recipes; here only: every CONFIG exists',
 }
 
 
@@ -48,6 +49,14 @@ def commands(path: Path) -> list[str]:
 
 def test_both_readmes_have_the_same_commands():
     assert commands(REPO / 'README.md') == commands(REPO / 'README_zh-CN.md')
+
+
+def test_race_names_six_recipes():
+    (command,) = [command for command in commands(REPO / 'README.md') if 'race.py' in command]
+    configs = subprocess.run(
+        ['bash', '-c', f'shopt -s failglob; echo {command.split("race.py")[1].split("--")[0]}'], cwd=REPO, check=True,
+        capture_output=True, text=True).stdout.split()
+    assert len(configs) == 6 and 'detr-fast' in configs[0]  # the reference
 
 
 def test_manual_installation_is_what_the_script_does():

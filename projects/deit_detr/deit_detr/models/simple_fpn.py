@@ -25,7 +25,8 @@ class SimpleFPN(BaseModule):
         backbone=dict(type='mmpretrain.VisionTransformer', out_indices=[2, 5, 8, 11], ...),
         neck=dict(type='SimpleFPN', in_channels=[192] * 4, ...)
 
-    Their maps are normalized, since the backbone's final norm is on the last layer only, and concatenated.
+    Their maps are normalized, since the backbone's final norm is on the last layer only, and concatenated. On
+    MiniScanNet several are no better than the last, within the spread of two seeds (docs/benchmarks.md).
 
     Args:
         in_channels (list[int]): Channels of each map of the backbone.
