@@ -104,6 +104,7 @@ EXPRESSIONS = st.recursive(NAMES | LITERALS, lambda inner: st.one_of(
 
 @cases(400)
 @given(st.lists(st.tuples(NAMES, EXPRESSIONS), min_size=1, max_size=5), st.booleans())
+@example([('x', 'dict(**{1: 1})')], False)
 def test_expressions(tmp_path, lines, with_base):
     """Values are those that Python gives, wherever Python is not refused."""
     text = '\n'.join(f'{name} = {value}' for name, value in lines)

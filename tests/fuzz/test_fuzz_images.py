@@ -137,6 +137,7 @@ def test_shapes_that_vanish_when_they_are_resized(detector, tmp_path, shape):
 @cases(15)
 @given(ANY_FILE)
 @example(image_file('CMYK', (40, 30), 'JPEG', orientation=6))
+@example(image_file('F', (40, 30), 'PPM'))
 def test_detections(detector, tmp_path, data):
     path = tmp_path / 'a.jpg'
     path.write_bytes(data)

@@ -117,7 +117,7 @@ class ConfigValues:
             case ast.DictComp():
                 return dict(self._looped(node.generators, lambda: (self._value(node.key), self._value(node.value))))
             case ast.Call(func=ast.Name(id='dict'), args=[]):
-                return self._dict([(keyword.arg, keyword.value) for keyword in node.keywords])
+                return dict(**self._dict([(keyword.arg, keyword.value) for keyword in node.keywords]))  # names are text
             case ast.Call(func=ast.Name(id='range'), keywords=[]):
                 numbers = range(*self._items(node.args))
                 self._spend(len(numbers))

@@ -48,7 +48,8 @@ def open_image(file: str | Path | BinaryIO, formats: tuple[str, ...] = FORMATS, 
         Image: To be used in a ``with`` statement, and decoded within :func:`decoding`.
 
     Raises:
-        ImageFileError: If it is not of these formats, damaged at its beginning, or too large, or a pipe or a device.
+        ImageFileError: If it is not of these formats, damaged at its beginning, too large, of floating-point numbers,
+            or a pipe or a device.
         OSError: If the file cannot be opened.
     """
     with decoding():
@@ -56,7 +57,10 @@ def open_image(file: str | Path | BinaryIO, formats: tuple[str, ...] = FORMATS, 
             raise ImageFileError('no regular file')  # a pipe would be waited for, a device read without end
         image = Image.open(file, formats=formats)
     if image.width * image.height > max_pixels:
-        size = image.size
-        image.close()
-        raise ImageFileError(f'too large: {size[0]}x{size[1]}, more than {max_pixels / 1e6:g} million pixels')
-    return image
+        reason = f'too large: {image.width}x{image.height}, more than {max_pixels / 1e6:g} million pixels'
+    elif image.mode == 'F':  # OpenCV would round them, and they may well be shares of 1
+        reason = 'its pixels are floating-point numbers: whole ones are needed'
+    else:
+        return image
+    image.close()
+    raise ImageFileError(reason)
