@@ -41,7 +41,7 @@ else
     weights='none: the pretrained checkpoint cannot be reached, training from scratch (set DEIT_CHECKPOINT to a file to change that)'
     options=(--cfg-options model.backbone.init_cfg=None optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult=1.0)
 fi
-say "4/7 Training, about 7 minutes on 2 cores. Pretrained weights: $weights"
+say "4/7 Training, 7 to 14 minutes on 2 cores. Pretrained weights: $weights"
 python tools/train.py $config --resume "${options[@]}"
 
 checkpoint=$(ls $work_dir/best_coco_bbox_mAP_epoch_*.pth | sort -V | tail -n 1)
