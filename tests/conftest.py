@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,14 @@ def from_shared(name: str) -> Path:
     if not path.exists():
         pytest.skip(f'needs {name} in a folder "shared" beside the repository')
     return path
+
+
+@pytest.fixture(scope='module', autouse=True)
+def own_logger():
+    """No test file inherits mmengine's logger: uvicorn closes the log files of all that there are, and they fail then."""
+    yield
+    if 'mmengine.logging' in sys.modules:
+        sys.modules['mmengine.logging'].MMLogger._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')
