@@ -31,7 +31,7 @@ def from_shared(name: str) -> Path:
 
 @pytest.fixture(scope='module', autouse=True)
 def own_logger():
-    """No test file inherits mmengine's logger: uvicorn closes the log files of all that there are, and they fail then."""
+    """No test file inherits mmengine's logger: a web server (uvicorn) in an earlier one closes the logger's file."""
     yield
     if 'mmengine.logging' in sys.modules:
         sys.modules['mmengine.logging'].MMLogger._instance_dict.clear()
