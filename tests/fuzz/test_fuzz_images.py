@@ -137,7 +137,6 @@ def test_shapes_that_vanish_when_they_are_resized(detector, tmp_path, shape):
 @cases(15)
 @given(ANY_FILE)
 @example(image_file('CMYK', (40, 30), 'JPEG', orientation=6))
-@example(image_file('F', (40, 30), 'PPM'))
 def test_detections(detector, tmp_path, data):
     path = tmp_path / 'a.jpg'
     path.write_bytes(data)
@@ -148,6 +147,13 @@ def test_detections(detector, tmp_path, data):
         assert boxes.isfinite().all() and boxes.min() >= 0 and boxes[:, 2].max() <= width
         assert boxes[:, 3].max() <= height
     path.unlink()
+
+
+@pytest.mark.parametrize('kind', ['PPM', 'TIFF'])
+def test_floating_point_pictures(detector, tmp_path, kind):
+    (tmp_path / 'a.jpg').write_bytes(image_file('F', (40, 30), kind))
+    with contained(tmp_path), pytest.raises(UserError, match='a.jpg: .*floating-point'):
+        detector(tmp_path / 'a.jpg')
 
 
 @pytest.fixture
