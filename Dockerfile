@@ -1,6 +1,6 @@
 # GPU image:  docker build -t deit-detr . && docker run --gpus all --shm-size 8g -it -v /path/to/data:/deit-detr/data deit-detr
-FROM python:3.11-slim-bookworm
-RUN apt-get update && apt-get install -y --no-install-recommends g++ git libgl1 libglib2.0-0 \
+FROM python:3.12-slim-bookworm
+RUN apt-get update && apt-get install -y --no-install-recommends git libgl1 libglib2.0-0 \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /deit-detr
 COPY . .

@@ -1,14 +1,16 @@
 """Data and weights that the tests share: rooms rendered here, and real inputs when they lie beside the repository."""
 
 import json
-import os
-import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from fork_server import speed_up_mmengine, start
 
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / 'shared'  # photographs and pretrained weights; not part of the repository
@@ -27,6 +29,21 @@ def from_shared(name: str) -> Path:
     if not path.exists():
         pytest.skip(f'needs {name} in a folder "shared" beside the repository')
     return path
+
+
+#: The files that take longest, longest first. Each is run by one worker, and they should end at the same time.
+LONGEST = (
+    'test_distributed.py', 'test_readme.py', 'test_configs.py', 'test_other_packages.py', 'test_benchmark.py',
+    'test_race.py', 'test_scripts.py', 'test_resume.py', 'test_preflight.py', 'test_onnx.py', 'test_gpu_check.py')
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+def pytest_collection_finish():
+    speed_up_mmengine()
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -130,11 +147,70 @@ def data_roots(monkeypatch, mini_scannet, mini_scannet18, drawn_coco):
 def run(tmp_path):
     """Run a command as a user does, in another folder; fails with its output unless the status is as expected."""
 
-    def run(*command, status=0, cwd=tmp_path, timeout=600, **env) -> str:
-        result = subprocess.run(
-            list(map(str, command)), cwd=cwd, env=os.environ | {key: str(value) for key, value in env.items()},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False)
+    def run(*command, status=0, cwd=tmp_path, timeout=600, own_start=False, **env) -> str:
+        result = start(*command, cwd=cwd, env=env, timeout=timeout, own_start=own_start)
         assert result.returncode == status, f'{command} ended with {result.returncode}:\n{result.stdout[-6000:]}'
         return result.stdout
 
     return run
+
+
+def has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def pytest_generate_tests(metafunc):
+    """A test with an argument ``device`` runs on each type of device that there is."""
+    if 'device' in metafunc.fixturenames:
+        metafunc.parametrize('device', ['cpu', 'cuda'] if has_cuda() else ['cpu'], indirect=True)
+
+
+@pytest.fixture
+def device(request):
+    """A ``torch.device``."""
+    import torch
+
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def our_operators(monkeypatch) -> Counter:
+    """mmcv runs the operators of mmcv_ops, also beside a compiled ``_ext``. Counts the calls of each."""
+    import mmcv._ext
+    from mmcv_ops import OPERATORS
+
+    calls = Counter()
+
+    def counting(name):
+        def run(*args, **kwargs):
+            calls[name] += 1
+            return OPERATORS[name](*args, **kwargs)
+
+        return run
+
+    for name in OPERATORS:
+        monkeypatch.setattr(mmcv._ext, name, counting(name), raising=False)
+    return calls
+
+
+@pytest.fixture
+def operators_as_on_gpu(monkeypatch, our_operators) -> Counter:
+    """mmdet and mmcv take the operators that they take on a GPU: tensors say that they are there. Counts the calls."""
+    import mmcv.ops.multi_scale_deform_attn
+    import mmdet.models.losses.focal_loss
+    import torch
+
+    class OnGPU:
+        """``torch`` for the one module that asks it for a GPU; elsewhere the answer would be acted upon."""
+
+        cuda = SimpleNamespace(is_available=lambda: True)
+
+        def __getattr__(self, name):
+            return getattr(torch, name)
+
+    monkeypatch.setattr(torch.Tensor, 'is_cuda', True)
+    monkeypatch.setattr(mmdet.models.losses.focal_loss, 'torch', OnGPU())
+    monkeypatch.setattr(mmcv.ops.multi_scale_deform_attn, 'IS_CUDA_AVAILABLE', True)
+    return our_operators

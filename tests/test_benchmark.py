@@ -12,6 +12,7 @@ FAST = REPO / 'projects/deit_detr/configs/detr-fast_deit-tiny_8xb1-150e_scannet.
 BENCHMARK = [sys.executable, '-W', 'ignore', REPO / 'tools/analysis_tools/benchmark.py']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('task', ['train', 'infer', 'head', 'deformable'])
 def test_variants_are_compared(task, run, tmp_path):
     path = tmp_path / 'a.json'
@@ -46,6 +47,7 @@ def test_fused_attention_is_counted():
     assert fast == plain
 
 
+@pytest.mark.slow
 def test_recipes_are_compared(run, tmp_path):
     path = tmp_path / 'a.json'
     out = run(*BENCHMARK, 'recipes', '--configs', FAST, '--size', 64, 96, '--steps', 1, '--json', path)
@@ -56,11 +58,13 @@ def test_recipes_are_compared(run, tmp_path):
     assert run(*BENCHMARK, 'recipes', '--configs', 'no.py', status=2).endswith('error: no.py: no such config file\n')
 
 
+@pytest.mark.slow
 def test_batch_that_does_not_fit(run, tmp_path):
     out = run(*BENCHMARK, 'train', '--size', 64, 96, '--find-batch', 0.3)
     assert '| fast 0.3 GB | 0 |' in out
 
 
+@pytest.mark.slow
 def test_data_pipeline(run, data_roots, tmp_path):
     run(*BENCHMARK, 'data', '--images', 8, '--workers', 0, 1, '--json', tmp_path / 'a.json')
     numbers = json.loads((tmp_path / 'a.json').read_text())
@@ -70,6 +74,7 @@ def test_data_pipeline(run, data_roots, tmp_path):
     assert set(numbers['images_per_second']) == {'0', '1'} and min(numbers['images_per_second'].values()) > 0
 
 
+@pytest.mark.slow
 def test_conversion(run, mini_frames):
     assert '| 1 |' in run(*BENCHMARK, 'convert', '--root', mini_frames, '--workers', 1)
 

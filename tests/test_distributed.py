@@ -15,6 +15,7 @@ import torch
 from conftest import REPO
 
 CONFIGS = REPO / 'projects/deit_detr/configs'
+pytestmark = pytest.mark.slow
 #: Nothing random in the model, but for its weights: dropout draws other numbers in every process.
 WITHOUT_DROPOUT = [
     'model.encoder.layer_cfg.self_attn_cfg.dropout=0', 'model.encoder.layer_cfg.ffn_cfg.ffn_drop=0',

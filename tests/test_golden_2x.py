@@ -4,7 +4,6 @@ The largest differences are printed: `pytest tests/test_golden_2x.py -s`.
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
 
+from fork_server import start
+
 REPO = Path(__file__).resolve().parents[1]
 LEGACY = REPO / 'tests/data/legacy_2x'
 SEED_RECIPE = REPO / 'projects/deit_detr/configs/detr_deit-tiny_8xb1-150e_scannet.py'
@@ -29,7 +30,8 @@ CLASSES = ('wall', 'floor', 'cabinet', 'bed', 'chair', 'sofa', 'table', 'door', 
 
 
 def run_tool(tool: str, *args) -> None:
-    subprocess.run([sys.executable, REPO / 'tools' / tool, *map(str, args)], check=True, cwd=REPO)
+    result = start(sys.executable, REPO / 'tools' / tool, *args, cwd=REPO)
+    assert result.returncode == 0, result.stdout
 
 
 def build_model(config: Config) -> torch.nn.Module:

@@ -231,6 +231,7 @@ def test_pure_python_config_loads():
         deit_detr.load(pure, 'nowhere.pth')
 
 
+@pytest.mark.slow
 def test_five_lines_print_nothing_and_write_nothing(files, frames, run, tmp_path):
     output = run(sys.executable, '-W', 'error::UserWarning:__main__', '-c', f'''
 import deit_detr

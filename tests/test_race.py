@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from conftest import REPO, TINY_RUN
 from deit_detr import race
 from deit_detr.engine.budget import BudgetTrainLoop
 from deit_detr.errors import UserError
+from fork_server import start
 
 CONFIG = REPO / 'projects/deit_detr/configs/detr_deit-tiny_1xb8-50e_mini-scannet.py'
 TRAIN = REPO / 'tools/train.py'
@@ -145,14 +144,14 @@ def raced(mini_scannet, tmp_path_factory):
     """A race with a recipe that breaks down in training, and what it printed."""
     folder = tmp_path_factory.mktemp('raced')
     (folder / 'broken.py').write_text(f"_base_ = '{CONFIG}'\noptim_wrapper = dict(optimizer=dict(type='Nonsense'))\n")
-    result = subprocess.run(
-        [sys.executable, '-W', 'ignore', REPO / 'tools/analysis_tools/race.py', CONFIG, 'broken.py', '--full', CONFIG,
-         '--minutes', '0.03', '--evals', '2', '--out', 'out', *TINY_RUN, 'train_cfg.max_epochs=1'],
-        cwd=folder, env=os.environ | {'MINI_SCANNET_ROOT': f'{mini_scannet}/'}, check=False, capture_output=True,
-        text=True, timeout=600)
+    result = start(
+        sys.executable, '-W', 'ignore', REPO / 'tools/analysis_tools/race.py', CONFIG, 'broken.py', '--full', CONFIG,
+        '--minutes', '0.03', '--evals', '2', '--out', 'out', *TINY_RUN, 'train_cfg.max_epochs=1',
+        cwd=folder, env=dict(MINI_SCANNET_ROOT=f'{mini_scannet}/'), merged=False)
     return folder / 'out', result
 
 
+@pytest.mark.slow
 def test_race_writes_what_it_measured(raced):
     out_dir, result = raced
     assert result.returncode == 2, result.stderr
@@ -171,6 +170,7 @@ def test_race_writes_what_it_measured(raced):
     assert list(out_dir.glob('runs/*_full/seed0/*.pth')) == [out_dir / f'runs/{CONFIG.stem}_full/seed0/epoch_1.pth']
 
 
+@pytest.mark.slow
 def test_a_failed_run_does_not_count(raced):
     out_dir, result = raced
     log = out_dir / 'runs/broken/seed0/log.txt'
@@ -186,6 +186,7 @@ def test_a_model_that_cannot_be_measured_is_a_failed_run(tmp_path):
         run.cost()
 
 
+@pytest.mark.slow
 def test_finished_runs_are_kept_and_checked(raced, mini_scannet, monkeypatch, tmp_path):
     out_dir, _ = raced
     monkeypatch.setenv('MINI_SCANNET_ROOT', f'{mini_scannet}/')

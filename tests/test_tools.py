@@ -1,13 +1,12 @@
 """The command lines, run for real on rendered rooms."""
 
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
 
 from conftest import REPO, TINY_RUN
+from fork_server import start
 
 TOOLS = REPO / 'tools'
 CONFIG = REPO / 'projects/deit_detr/configs/detr_deit-tiny_1xb8-50e_mini-scannet.py'
@@ -17,12 +16,11 @@ CONFIG = REPO / 'projects/deit_detr/configs/detr_deit-tiny_1xb8-50e_mini-scannet
 def trained(mini_scannet, tmp_path_factory):
     """A work folder after one epoch of train.py, and what it printed."""
     work_dir = tmp_path_factory.mktemp('trained')
-    output = subprocess.run(
-        [sys.executable, TOOLS / 'train.py', CONFIG, '--work-dir', work_dir, '--auto-scale-lr', *TINY_RUN,
-         'train_cfg.max_epochs=1'],
-        cwd=work_dir, env=os.environ | {'MINI_SCANNET_ROOT': f'{mini_scannet}/'}, check=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
-    return work_dir, output
+    result = start(
+        sys.executable, TOOLS / 'train.py', CONFIG, '--work-dir', work_dir, '--auto-scale-lr', *TINY_RUN,
+        'train_cfg.max_epochs=1', cwd=work_dir, env=dict(MINI_SCANNET_ROOT=f'{mini_scannet}/'))
+    assert result.returncode == 0, result.stdout[-3000:]
+    return work_dir, result.stdout
 
 
 def test_train_writes_checkpoints_and_a_readable_log(trained):
@@ -43,6 +41,7 @@ def test_checkpoint_loads_with_weights_only(trained):
     assert {'state_dict', 'optimizer', 'param_schedulers', 'message_hub', 'meta'} <= set(checkpoint)
 
 
+@pytest.mark.slow
 def test_resume_continues_after_the_last_epoch(trained, mini_scannet, run, tmp_path):
     work_dir, _ = trained
     env = dict(MINI_SCANNET_ROOT=f'{mini_scannet}/')
@@ -70,6 +69,7 @@ def test_test_evaluates_and_draws(trained, mini_scannet, run, tmp_path):
     assert (tmp_path / 'predictions.pkl').is_file()
 
 
+@pytest.mark.slow
 def test_mim_trains_and_tests_from_another_folder(trained, mini_scannet, run, tmp_path):
     """`mim` runs mmdet's own scripts: the installed package is all that brings this project along."""
     pytest.importorskip('mim')

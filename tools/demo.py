@@ -16,12 +16,14 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from deit_detr.errors import UserError, run_cli  # first: it says in a sentence which package cannot be imported
+
+# isort: split
 import numpy as np
 from mmdet.apis.det_inferencer import IMG_EXTENSIONS
 from tqdm import tqdm
 
 import deit_detr
-from deit_detr.errors import UserError, run_cli
 from deit_detr.visualization.video import VideoFrames, scene_frames, write_picture, write_video
 
 

@@ -9,17 +9,6 @@ Example:
 """
 
 import argparse
-import os
-import sys
-
-try:
-    import deit_detr  # noqa: F401 - and with it torch, mmcv and mmdet, which refuse versions with a traceback
-except Exception as broken:
-    os.environ['DEIT_DETR_REGISTER'] = '0'
-    from deit_detr.engine.preflight.versions import check_versions
-
-    print('versions ', *check_versions())
-    sys.exit(f'{type(broken).__name__}: {broken}')
 
 from deit_detr.engine.launch import add_run_arguments, load_config
 from deit_detr.engine.preflight.finding import FAIL, table

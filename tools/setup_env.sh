@@ -2,12 +2,11 @@
 # Prepare the environment:  bash tools/setup_env.sh        (or source it, to have the environment active afterwards)
 #
 # An active environment that can already run the project is used as it is. Otherwise .venv is made beside this
-# repository and filled from requirements/: about 5 GB of disk and, on 2 cores, about 8 minutes, most of them for
-# compiling mmcv. Run it again after an interruption: what is finished is skipped.
+# repository and filled from requirements/: about 6 GB of disk and 2 to 3 minutes. Nothing is compiled. Run it again
+# after an interruption, or after an update of this repository: what is finished is skipped.
 #
-#   PYTHON=python3.11     the interpreter to make .venv with
+#   PYTHON=python3.12     the interpreter to make .venv with
 #   VENV=path             another place for the environment
-#   MMCV_CUDA=1           compile mmcv's CUDA operators too (needs nvcc; DETR itself uses none of them)
 
 setup_env() {
     local root venv log
@@ -20,15 +19,27 @@ setup_env() {
     # Whether the active Python runs the project with torch's safe loading, from this checkout.
     can_run() {
         python - "$root" >/dev/null 2>&1 <<'PY'
-import importlib.metadata as metadata, pathlib, sys
+import filecmp, importlib.metadata as metadata, pathlib, sys
 assert tuple(map(int, metadata.version('torch').split('.')[:2])) >= (2, 6)
-import mmcv.ops, mmdet, mmpretrain.models, pycocotools, tensorboard, tqdm
-import deit_detr
-assert pathlib.Path(sys.argv[1]) in pathlib.Path(deit_detr.__file__).parents
+import mmcv_ops, pycocotools, tensorboard, tqdm
+import deit_detr  # and with it mmcv, mmdet and mmpretrain
+root = pathlib.Path(sys.argv[1])
+assert root in pathlib.Path(deit_detr.__file__).parents
+# mmcv_ops is copied into the environment: is it this checkout's?
+source, installed = root / 'projects/mmcv_ops/mmcv_ops', pathlib.Path(mmcv_ops.__file__).parent
+names = [path.name for path in source.glob('*.py')]
+assert filecmp.cmpfiles(source, installed, names, shallow=False)[0] == names
 PY
     }
 
-    # step TITLE COMMAND...: run quietly into the log, with the time gone by and the compiler's progress.
+    # mmcv_ops goes first: mmcv-lite cannot be imported without it. Where mmcv is a compiled one, that one is used.
+    install_project() {
+        python -m pip install --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall \
+            "$root/projects/mmcv_ops" &&
+            python -m pip install --disable-pip-version-check --no-build-isolation --no-deps -e "$root"
+    }
+
+    # step TITLE COMMAND...: run quietly into the log, with the time gone by and what pip is at.
     step() {
         local title=$1 start=$SECONDS pid status=0
         shift
@@ -38,7 +49,7 @@ PY
         while kill -0 "$pid" 2>/dev/null; do
             sleep 1
             [ -t 1 ] || continue
-            printf '\r%s: %d s %s ' "$title" $((SECONDS - start)) "$(tail -n 3 "$log" | grep -oE '^ *\[[0-9]+/[0-9]+\]' | tail -n 1)"
+            printf '\r%s: %d s %-40.40s' "$title" $((SECONDS - start)) "$(grep -oE '^(Collecting|Installing collected) [^ ]+' "$log" | tail -n 1)"
         done
         wait "$pid" || status=$?
         if [ -t 1 ]; then printf '\r'; fi
@@ -57,9 +68,9 @@ PY
 
     if [ ! -x "$venv/bin/python" ]; then
         local python=${PYTHON:-python3}
-        command -v "$python" >/dev/null || { fail "no $python: install Python 3.10 to 3.12, or set PYTHON"; return 1; }
-        "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' ||
-            { fail "$("$python" --version) is not supported: set PYTHON to a Python 3.10, 3.11 or 3.12"; return 1; }
+        command -v "$python" >/dev/null || { fail "no $python: install Python 3.10 to 3.13, or set PYTHON"; return 1; }
+        "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' ||
+            { fail "$("$python" --version) is not supported: set PYTHON to a Python 3.10 to 3.13"; return 1; }
         "$python" -c 'import ensurepip' 2>/dev/null ||
             { fail "$python has no venv module: install it (Debian: apt-get install python3-venv)"; return 1; }
         echo "environment: making $venv with $("$python" --version)"
@@ -72,25 +83,15 @@ PY
         return 0
     fi
 
-    if ! python -c 'import mmcv._ext' 2>/dev/null; then
+    if ! python -c 'import torch' 2>/dev/null; then
         local free
         free=$(df -Pk "$venv" | awk 'NR == 2 {print int($4 / 1048576)}')
         [ "$free" -ge 10 ] || { fail "$free GB free in $venv, 10 GB needed: free some disk or set VENV to another place"; return 1; }
-        command -v "${CXX:-g++}" >/dev/null ||
-            { fail "no C++ compiler for mmcv: install one (Debian: apt-get install g++), or see 'mmcv will not build' in README.md"; return 1; }
-        python -c 'import os, sysconfig; raise SystemExit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
-            { fail "no Python.h for mmcv: install the headers of your Python (Debian: apt-get install python3-dev)"; return 1; }
     fi
-
-    local pip=(python -m pip install --disable-pip-version-check) cuda=(FORCE_CUDA=0 CUDA_VISIBLE_DEVICES='')
-    if [ "${MMCV_CUDA:-0}" = 1 ]; then cuda=(FORCE_CUDA=1); fi
-    step 'torch and build tools (1 to 3 minutes)' "${pip[@]}" -r "$root/requirements/build.txt" || return 1
-    # -O1 -g0 halves the compile time; none of these operators is in DETR's path. One job a core.
-    step 'mmcv, compiled here once (5 to 15 minutes)' env "${cuda[@]}" MMCV_WITH_OPS=1 CFLAGS='-O1 -g0 -w' MAX_JOBS="$(nproc)" \
-        "${pip[@]}" -v --no-build-isolation -r "$root/requirements/mmcv.txt" || return 1
-    step 'the other requirements' "${pip[@]}" -r "$root/requirements/runtime.txt" -r "$root/requirements/tests.txt" || return 1
+    local pip=(python -m pip install --disable-pip-version-check)
+    step 'PyTorch, OpenMMLab and the rest (1 to 3 minutes)' "${pip[@]}" -r "$root/requirements/runtime.txt" -r "$root/requirements/tests.txt" || return 1
     step 'mim, for mim train mmdet' "${pip[@]}" --no-deps -r "$root/requirements/mim.txt" || return 1
-    step 'this project' "${pip[@]}" --no-build-isolation --no-deps -e "$root" || return 1
+    step "mmcv's operators and this project" install_project || return 1
     can_run || { python -c 'import deit_detr'; fail "the environment is installed but does not import; see $log"; return 1; }
     echo "environment: $venv"
 }

@@ -9,11 +9,13 @@ Example:
 import argparse
 from pathlib import Path
 
+from deit_detr.errors import UserError, run_cli  # first: it says in a sentence which package cannot be imported
+
+# isort: split
 from mmdet.evaluation import DumpDetResults
 from mmengine.runner import Runner
 
 from deit_detr.engine.launch import add_run_arguments, load_config
-from deit_detr.errors import UserError, run_cli
 
 
 def parse_args() -> argparse.Namespace:

@@ -7,11 +7,13 @@ Example:
 
 import argparse
 
+from deit_detr.errors import UserError, run_cli  # first: it says in a sentence which package cannot be imported
+
+# isort: split
 import torch
 
 from deit_detr.engine.launch import add_run_arguments, load_config, make_deterministic
 from deit_detr.engine.preflight.run import build_runner
-from deit_detr.errors import UserError, run_cli
 
 
 def parse_args() -> argparse.Namespace:

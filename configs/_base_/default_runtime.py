@@ -1,6 +1,6 @@
 """What every recipe shares: registration, hooks, logging, environment."""
 default_scope = 'mmdet'
-custom_imports = dict(imports=['mmpretrain.models', 'deit_detr'], allow_failed_imports=False)
+custom_imports = dict(imports=['deit_detr'], allow_failed_imports=False)  # and with it mmpretrain.models
 
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),

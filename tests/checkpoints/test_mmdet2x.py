@@ -1,6 +1,5 @@
 """The books of the 2.x converter: each tensor mapped, dropped with a reason, or refused."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from mmengine.registry import init_default_scope
 from deit_detr.checkpoints.mmdet2x import convert_mmdet2x
 from deit_detr.errors import UserError
 from deit_detr.migration.config_2x import convert_config_2x
+from fork_server import start
 
 REPO = Path(__file__).resolve().parents[2]
 TOOL = REPO / 'tools/model_converters/mmdet2x_to_3x.py'
@@ -112,8 +112,7 @@ def test_everything_else_of_the_checkpoint_is_accounted_for(small, tmp_path):
 
 def test_command_line_lists_what_is_left_and_writes_nothing(small, tmp_path):
     source = write(tmp_path, small | {'bbox_head.mask_head.weight': torch.zeros(1), 'neck.x': torch.zeros(1)})
-    run = subprocess.run(
-        [sys.executable, TOOL, source, tmp_path / 'new.pth'], capture_output=True, text=True, check=False)
+    run = start(sys.executable, TOOL, source, tmp_path / 'new.pth', cwd=tmp_path, merged=False)
     assert run.returncode == 2
     assert 'bbox_head.mask_head.weight' in run.stderr and 'neck.x' in run.stderr and 'Traceback' not in run.stderr
     assert [path.name for path in tmp_path.iterdir()] == ['old.pth']

@@ -172,12 +172,14 @@ def test_scenes_follow_the_official_splits(dataset):
     assert names == {*train[:5], *val[:1]}
 
 
+@pytest.mark.slow
 def test_same_bytes_whatever_the_number_of_workers(tmp_path):
     make_mini_scannet(tmp_path / 'one', SPLITS, **SMALL)
     make_mini_scannet(tmp_path / 'three', SPLITS, **dict(SMALL, workers=3))
     assert contents(tmp_path / 'one') == contents(tmp_path / 'three')
 
 
+@pytest.mark.slow
 def test_more_frames_keep_the_first_ones_and_another_seed_changes_them(tmp_path):
     few, more, other = tmp_path / 'few', tmp_path / 'more', tmp_path / 'other'
     make_mini_scannet(few, SPLITS, **SMALL)

@@ -55,6 +55,7 @@ def test_same_data_as_on_disk(mini_scannet, endpoint):
     assert metric._coco_api.dataset == json.loads((mini_scannet / 'scannet_objdet_val.json').read_text())
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_from_storage(run, tmp_path, endpoint):
     """Only the address of the data changes. Worker processes are forked from one that has read from the storage."""
     output = run(

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shlex
 from pathlib import Path
 
 import mmdet
@@ -161,7 +162,7 @@ def test_documented_commands_evaluate(recipe, expected, mini_scannet, mini_scann
         'test_dataloader.dataset.pipeline.1.scale': '(192,128)', 'test_dataloader.num_workers': 0,
         'test_dataloader.persistent_workers': False,
         'test_evaluator.1.score_thr' if 'coco' in expected else 'test_evaluator.score_thr': 0.0}
-    options = ' '.join(f'"{key}={value}"' for key, value in small.items())
-    output = run('bash', '-c', command + (' ' if '--cfg-options' in command else ' --cfg-options ') + options,
-                 cwd=tmp_path)
+    begin = [] if '--cfg-options' in command else ['--cfg-options']
+    options = [f'{key}={value}' for key, value in small.items()]
+    output = run(*shlex.split(command), *begin, *options, cwd=tmp_path)
     assert set(re.findall(r'(\w+)/bbox_mAP_50: ', output)) == expected

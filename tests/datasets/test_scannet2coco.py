@@ -145,6 +145,7 @@ def test_18_classes_leave_out_stuff_and_small_segments(tmp_path):
     assert [box[0] for box in boxes_of(coco)] == [1, 5]
 
 
+@pytest.mark.slow
 def test_photographs(indoor_photos, tmp_path):
     summaries = convert(indoor_photos, tmp_path / 'two', SPLITS_DIR, workers=2, with_mask=True)
     assert [(s.num_frames, s.boxes.total(), s.problems) for s in summaries] == [(24, 117, []), (28, 127, [])]

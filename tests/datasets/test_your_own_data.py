@@ -63,6 +63,7 @@ def own(checkout, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_documented_commands_train_and_test(checkout, run):
     show, training, evaluation = [
         line for block in blocks('bash') for line in block.replace('\\\n', ' ').splitlines()]
@@ -70,7 +71,7 @@ def test_documented_commands_train_and_test(checkout, run):
     printed = run('bash', '-c', show, cwd=checkout)
     assert f'classes = {printed.strip()} ' in blocks('python')[0]
 
-    log = run('bash', '-c', f'{training} --cfg-options {SMALL}', cwd=checkout)
+    log = run(*shlex.split(f'{training} --cfg-options {SMALL}'), cwd=checkout)
     assert (checkout / 'work_dirs/cutlery/epoch_1.pth').is_file()
     assert 'Epoch(train) [1][2/2]' in log, '4 images in batches of 2'
     classifiers = [
@@ -80,7 +81,7 @@ def test_documented_commands_train_and_test(checkout, run):
     assert classifiers and all(value.shape == (3,) for value in classifiers)
 
     evaluation = evaluation.replace('epoch_12', 'epoch_1')
-    log = run('bash', '-c', f'{evaluation} --cfg-options {SMALL}', cwd=checkout)
+    log = run(*shlex.split(f'{evaluation} --cfg-options {SMALL}'), cwd=checkout)
     assert all(f'coco/{name}_precision' in log for name in CLASSES) and 'coco/bbox_mAP: ' in log
     assert len(list(checkout.glob('work_dirs/cutlery/*/pictures/**/*.jpg'))) == 4
 
@@ -234,6 +235,7 @@ def build_runner(**options) -> Runner:
     return Runner.from_cfg(cfg)
 
 
+@pytest.mark.slow
 def test_all_fields_that_disagree_are_named(own):
     edit_json('val.json', other_order)
     shutil.copytree('data/cutlery', 'data/other')
@@ -268,10 +270,11 @@ def test_training_starts_from_a_checkpoint_of_other_classes(own, capfd):
     assert mismatches
 
 
+@pytest.mark.slow
 def test_mistake_on_the_command_line_is_one_line(own, run):
     output = run(
-        'bash', '-c', f'python tools/train.py configs/cutlery.py --cfg-options {SMALL} model.bbox_head.num_classes=4',
-        cwd=own, status=2)
+        'python', 'tools/train.py', 'configs/cutlery.py', '--cfg-options', *shlex.split(SMALL),
+        'model.bbox_head.num_classes=4', cwd=own, status=2)
     (error,) = [line for line in output.splitlines() if line.startswith('error: ')]
     assert 'model.bbox_head.num_classes is 4' in error and '3 (cup, fork, spoon)' in error
     assert 'Traceback' not in output

@@ -77,7 +77,8 @@ def image_of(width: int, height: int, seed: int = 0) -> np.ndarray:
     return cv2.resize(areas, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('family', [
+    family if family == 'lw-detr' else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES])
 def test_numbers_of_pytorch(family, exported, run_onnx):
     config, checkpoint, path = exported(family)
     detector = deit_detr.load(config, checkpoint, 'cpu')
@@ -99,6 +100,7 @@ def test_numbers_of_pytorch(family, exported, run_onnx):
             np.testing.assert_allclose(a[0], b[index], rtol=0, atol=1e-2 if a.ndim == 3 else 1e-4)
 
 
+@pytest.mark.slow
 def test_real_photographs(indoor_photos, exported, run_onnx):
     """The whole way, from the file: decoding, resizing, the graph, boxes in pixels of the photograph."""
     for family in ('lw-detr', 'dino'):
@@ -110,6 +112,7 @@ def test_real_photographs(indoor_photos, exported, run_onnx):
             assert boxes <= BOX_TOLERANCE and scores <= SCORE_TOLERANCE, (family, photo.name, boxes, scores)
 
 
+@pytest.mark.slow
 def test_the_file_says_what_it_is(exported):
     config, checkpoint, path = exported('dino')
     session = onnxruntime.InferenceSession(path)
@@ -125,6 +128,7 @@ def test_the_file_says_what_it_is(exported):
     onnx.checker.check_model(path, full_check=True)
 
 
+@pytest.mark.slow
 def test_resizing_is_that_of_the_test_pipeline(exported, run_onnx):
     config, checkpoint, path = exported('dino')
     detector = deit_detr.load(config, checkpoint, 'cpu')
@@ -134,6 +138,7 @@ def test_resizing_is_that_of_the_test_pipeline(exported, run_onnx):
         assert np.array_equal(in_onnx.resize(image), export._pixels(detector, image)), size
 
 
+@pytest.mark.slow
 def test_runs_without_pytorch(exported, mini_scannet, run, tmp_path):
     config, checkpoint, path = exported('lw-detr')
     blocked = tmp_path / 'blocked'
@@ -174,6 +179,7 @@ def test_runs_without_pytorch(exported, mini_scannet, run, tmp_path):
     assert drawn.shape == (120, 160, 3) and np.abs(drawn.astype(int) - cv2.imread(str(frame))).mean() > 5
 
 
+@pytest.mark.slow
 def test_int8_from_the_command_line(exported, run, run_onnx, tmp_path):
     """LW-DETR: some of its weights have three dimensions, which ONNX Runtime quantizes and then does not run."""
     config, checkpoint, path = exported('lw-detr')
@@ -190,6 +196,7 @@ def test_int8_from_the_command_line(exported, run, run_onnx, tmp_path):
     assert 0 < np.abs(scores - exact[1]).max() < 0.2 and np.isfinite(boxes).all()
 
 
+@pytest.mark.slow
 def test_a_graph_that_disagrees_is_not_left(exported, tmp_path, monkeypatch):
     config, checkpoint, _ = exported('detr-fast')
     compiled = tmp_path / 'compiled.py'  # exported as it is without
@@ -217,6 +224,7 @@ def test_order_of_equal_scores_is_taken_over_and_nothing_else():
             assert scores.topk(2).indices.tolist() == [[0, 2]], 'the choice of the best detections is not touched'
 
 
+@pytest.mark.slow
 def test_nan_is_a_disagreement(exported):
     config, checkpoint, _ = exported('detr-fast')
     detector = deit_detr.load(config, checkpoint, 'cpu')

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 import sys
+import types
 from pathlib import Path
 
 import mmdet
@@ -78,6 +79,7 @@ def test_sound_recipe_passes(frames, deit_checkpoint, monkeypatch, tmp_path):
     assert cfg.pretty_text == before
 
 
+@pytest.mark.slow
 def test_everything_wrong_is_said_at_once(frames, run):
     """One run of the tool, one line each; a runner, whose data cannot even be built, stops with the same."""
     edit(frames, 'train', lambda content: content['annotations'][0].update(id=content['annotations'][1]['id']))
@@ -99,6 +101,7 @@ def test_everything_wrong_is_said_at_once(frames, run):
     assert all(line.split('FAIL', 1)[1].strip() in str(caught.value) for line in lines.values())
 
 
+@pytest.mark.slow
 def test_hook_stops_all_processes(frames, run, tmp_path):
     """The data is looked at by one of two; both end, long before the timeout of their group."""
     (next((frames / 'train').glob('**/*.jpg'))).unlink()
@@ -279,6 +282,28 @@ def test_step_leaves_no_trace(small):
     assert all(param.grad is None for param in detector.parameters())
 
 
+def test_weights_that_are_yet_to_be_drawn_fail_no_step(small):
+    detector, cfg = copy.deepcopy(small)
+    assert not detector.is_init
+    torch.nn.init.constant_(detector.query_embedding.weight, torch.nan)  # as --deterministic fills what is not drawn
+    assert model.take_step(detector, cfg).without_gradient == []
+    detector._is_init = True
+    with pytest.raises(UserError, match='the model fails on an image'):
+        model.take_step(detector, cfg)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_memory_of_a_gpu_is_measured(small):
+    detector, cfg = copy.deepcopy(small)
+    detector.cuda()
+    few, many = (machine.needed_memory(detector, cfg, batch, (320, 320)) for batch in (1, 4))
+    assert 0 < few < many < 4 * few
+    status, message = machine.check_memory(detector, cfg, model.take_step(detector, cfg), (320, 320))
+    assert status == OK and 'measured' in message
+    status, message = machine.check_memory(detector, cfg, model.take_step(detector, cfg), (8000, 8000))
+    assert status == FAIL and 'does not fit' in message
+
+
 def test_parameter_without_gradient_is_named(small):
     detector, cfg = copy.deepcopy(small)
     detector.forgotten = torch.nn.Linear(2, 2)
@@ -323,3 +348,40 @@ def test_versions_that_do_not_go_together(changed, text):
     assert versions.incompatibilities(installed) == []
     assert text in ' '.join(versions.incompatibilities(installed | changed))
     assert versions.check_versions()[0] in (OK, WARN)
+
+
+@pytest.mark.parametrize('names, kind, status, text', [
+    (dict(mmcv='2.1.0'), 'compiled without CUDA', OK, 'mmcv 2.1.0 (operators: compiled without CUDA)'),
+    ({'mmcv-lite': '2.1.0'}, 'mmcv_ops 0.1.0', OK, 'mmcv-lite 2.1.0 (operators: mmcv_ops 0.1.0)'),
+    ({'onedl-mmcv': '2.1.5'}, 'compiled for CUDA 13.0', OK, 'onedl-mmcv 2.1.5 (operators: compiled for CUDA 13.0)'),
+    ({'mmcv-lite': '2.1.0'}, None, FAIL, 'mmcv-lite comes without operators: pip install projects/mmcv_ops'),
+    ({'mmcv': '2.1.0', 'mmcv-lite': '2.2.0'}, 'compiled', FAIL,
+     'mmcv and mmcv-lite share the folder mmcv and differ: pip uninstall -y mmcv mmcv-lite'),
+    ({}, None, FAIL, 'mmcv not installed'),
+])
+def test_mmcv_has_several_names(names, kind, status, text, monkeypatch):
+    others = dict(torch='2.11.0', torchvision='0.26.0', mmengine='0.10.7', mmdet='3.3.0', mmpretrain='1.2.0')
+
+    def version(name: str) -> str:
+        if name not in others | names:
+            raise versions.PackageNotFoundError(name)
+        return (others | names)[name]
+
+    monkeypatch.setattr(versions, 'version', version)
+    monkeypatch.setattr(versions, 'operators', lambda: kind)
+    found, message = versions.check_versions()
+    assert found == status and text in message
+
+
+@pytest.mark.parametrize('file, code, kind', [
+    ('_ext.py', '', 'mmcv_ops'), ('_ext.so', 'not available', 'compiled without CUDA'),
+    ('_ext.so', '12.8', 'compiled for CUDA 12.8'), (None, None, None)])
+def test_operators_are_looked_for_beside_mmcv(file, code, kind, monkeypatch, tmp_path):
+    def find_spec(name, path=None):
+        spec = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)], origin=str(file))
+        return None if name == 'mmcv._ext' and file is None else spec
+
+    monkeypatch.setattr(versions.PathFinder, 'find_spec', find_spec)
+    monkeypatch.setitem(sys.modules, 'mmcv._ext', types.SimpleNamespace(get_compiling_cuda_version=lambda: code))
+    monkeypatch.setattr(versions, 'distributions', lambda name: {})
+    assert versions.operators() == kind

@@ -1,11 +1,11 @@
 """An interrupted training, continued, is the training that was not interrupted: to the last bit."""
 
+import json
 import os
 import random
 import resource
 import shutil
 import signal
-import socket
 import sys
 import time
 
@@ -16,7 +16,6 @@ from mmengine.dataset import DefaultSampler
 from torch.utils.data import DataLoader
 
 from conftest import REPO
-from deit_detr.engine.launch import use_cpu_processes
 from deit_detr.engine.preemption import PreemptionHook
 from deit_detr.engine.train_loop import seeded_loader
 from deit_detr.errors import UserError, run_cli
@@ -53,6 +52,7 @@ def started(uninterrupted, tmp_path):
     return shutil.copytree(uninterrupted[0], tmp_path / 'work')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'interrupt, workers, done',
     [
@@ -77,6 +77,7 @@ def test_preempted_training_is_the_same(interrupt, workers, done, uninterrupted,
     assert names == {path.name for path in (tmp_path / 'work').glob('*.pth')}, 'no evaluation is lost'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'interrupt', [dict(step=6, group=True), dict(step=8, when='write')], ids=['in_an_epoch', 'in_a_checkpoint'])
 def test_killed_training_continues_from_its_last_epoch(interrupt, uninterrupted, tmp_path, run):
@@ -96,6 +97,7 @@ def test_killed_training_continues_from_its_last_epoch(interrupt, uninterrupted,
     assert not list((tmp_path / 'work').glob('.*')), 'nothing half-written is left'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('damage', ['cut in half', 'one byte', 'empty'])
 def test_damaged_checkpoint_is_named_and_the_one_before_resumed(damage, uninterrupted, started):
     content = bytearray((started / LAST).read_bytes())
@@ -109,6 +111,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_resumed(damage, uninterr
     assert_same_training(uninterrupted[0] / LAST, started / LAST)
 
 
+@pytest.mark.slow
 def test_no_whole_checkpoint_is_an_error_and_none_at_all_a_start(started, tmp_path):
     for path in started.glob('*.pth'):
         path.write_bytes(path.read_bytes()[:5000])
@@ -119,6 +122,7 @@ def test_no_whole_checkpoint_is_an_error_and_none_at_all_a_start(started, tmp_pa
     assert len(log.losses) == 4 and 'starts from the beginning' in read_log(tmp_path / 'fresh')
 
 
+@pytest.mark.slow
 def test_finished_training_says_so_and_does_nothing(started):
     before = {path: path.stat().st_mtime_ns for path in started.glob('*.pth')}
     assert train(tiny_config(started, resume=True)).losses == []
@@ -126,6 +130,7 @@ def test_finished_training_says_so_and_does_nothing(started):
     assert before == {path: path.stat().st_mtime_ns for path in started.glob('*.pth')}
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_what_was_written(uninterrupted, tmp_path, capsys):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -140,6 +145,7 @@ def test_full_disk_keeps_what_was_written(uninterrupted, tmp_path, capsys):
     assert_same_training(uninterrupted[0] / LAST, tmp_path / 'work' / LAST)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'options, message',
     [
@@ -151,6 +157,7 @@ def test_what_does_not_fit_is_not_resumed(options, message, started):
         train(tiny_config(started, options, resume=str(started / 'epoch_1.pth')))
 
 
+@pytest.mark.slow
 def test_changed_config_is_named(started):
     options = {'optim_wrapper.optimizer.lr': 0.5, 'train_cfg.max_epochs': 1}
     train(tiny_config(started, options, resume=str(started / 'epoch_1.pth')))
@@ -204,40 +211,12 @@ def test_second_signal_ends_the_process_at_once(pause, ends):
     assert os.waitstatus_to_exitcode(status) == -ends
 
 
-def two_processes(rank: int, port: int, folder, queue) -> None:
-    """Three trainings in one of two processes: whole, preempted by a signal to the other process only, and resumed."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    options = {
-        'train_cfg.max_epochs': 1, 'train_dataloader.batch_size': 1, 'val_cfg': None, 'val_dataloader': None,
-        'val_evaluator': None, 'default_hooks.preemption.interval': 2, 'env_cfg.dist_cfg.timeout': 60}
-    losses = {}
-    for name in ('whole', 'first', 'second'):
-        cfg = tiny_config(folder / ('whole' if name == 'whole' else 'work'), options, resume=name == 'second')
-        cfg.launcher = 'pytorch'
-        if name == 'whole':
-            use_cpu_processes(cfg)
-            wrapper = cfg.model_wrapper_cfg
-        cfg.model_wrapper_cfg = wrapper
-        log = train(cfg, InterruptHook(step=1, number='SIGUSR1', rank=1) if name == 'first' else None)
-        losses[name] = (log.status, log.losses)
-    queue.put((rank, losses))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_stop_at_the_same_step(tmp_path, monkeypatch):
-    monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    tiny_config(tmp_path / 'work')
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    queue = torch.multiprocessing.get_context('spawn').SimpleQueue()
-    torch.multiprocessing.spawn(two_processes, (port, tmp_path, queue), nprocs=2)
-    both = dict(queue.get() for _ in range(2))
-    for losses in both.values():
-        assert losses['first'] == (75, losses['whole'][1][:2]), 'asked after step 1, agreed after step 2'
-        assert losses['second'] == (0, losses['whole'][1][2:])
+@pytest.mark.slow
+def test_two_processes_stop_at_the_same_step(tmp_path, run):
+    run(sys.executable, REPO / 'tests/engine/two_processes.py', CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS=1)
+    both = [json.loads((tmp_path / f'{rank}.json').read_text()) for rank in range(2)]
+    for losses in both:
+        assert losses['first'] == [75, losses['whole'][1][:2]], 'asked after step 1, agreed after step 2'
+        assert losses['second'] == [0, losses['whole'][1][2:]]
     assert both[0]['whole'] != both[1]['whole'], 'each process has its own images'
-    assert_same_training(tmp_path / 'whole/epoch_1.pth', tmp_path / 'work/epoch_1.pth')
+    assert_same_training(tmp_path / 'trainings/whole/epoch_1.pth', tmp_path / 'trainings/work/epoch_1.pth')

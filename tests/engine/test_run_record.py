@@ -28,6 +28,7 @@ def first(mini_scannet, run, tmp_path):
     return tmp_path / 'first', json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_run_is_repeated_from_its_record(first, mini_scannet, run, tmp_path):
     work_dir, record = first
     assert record['deterministic'] and record['resumed'] is None

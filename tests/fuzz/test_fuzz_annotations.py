@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mmdet.registry import DATASETS
+from mmengine.registry import init_default_scope
 from PIL import Image
 from test_fuzz_frames import ANY_FILE, image_file, jpeg_header, png_header
 
@@ -33,6 +34,7 @@ PLACES = list(places(CONTENT))
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A data set whose annotation file is to be written."""
+    init_default_scope('mmdet')  # that of a test in an earlier file may be another
     (tmp_path / 'data/val/scene0000_00/color').mkdir(parents=True)
     for name in '01':
         Image.new('RGB', (40, 30)).save(tmp_path / f'data/val/scene0000_00/color/{name}.jpg')

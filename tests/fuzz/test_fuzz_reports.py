@@ -48,6 +48,7 @@ def report(folder: Path) -> None:
         (folder / 'report.html').unlink()
 
 
+@pytest.mark.slow
 def test_whole_configs_are_read(tmp_path):
     """What mmengine writes for a recipe is data."""
     for path in sorted(RECIPE.parent.glob('*_mini-scannet.py')):

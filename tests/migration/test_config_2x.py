@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from deit_detr.errors import UserError
 from deit_detr.migration.config_2x import convert_config_2x
 from deit_detr.migration.config_text import config_text
 from deit_detr.migration.legacy_config import read_config_2x
+from fork_server import start
 
 REPO = Path(__file__).resolve().parents[2]
 LEGACY = REPO / 'tests/data/legacy_2x'
@@ -236,7 +236,7 @@ def test_missing_base_file(tmp_path):
 
 def test_command_line(tmp_path):
     def run(*args):
-        return subprocess.run([sys.executable, TOOL, *map(str, args)], capture_output=True, text=True, check=False)
+        return start(sys.executable, TOOL, *args, cwd=tmp_path, merged=False)
 
     done = run(R50, tmp_path / 'new.py')
     assert (done.returncode, done.stdout) == (0, '')

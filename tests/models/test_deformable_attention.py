@@ -7,15 +7,11 @@ import pytest
 import torch
 from mmcv.ops import MultiScaleDeformableAttention, get_compiling_cuda_version
 from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch
+from mmcv_ops.deformable_attention import choose_kernel, deformable_attention
 from mmengine.logging import MMLogger
 from torch import nn
 
-from deit_detr.models.deformable_attention import (
-    PortableDeformableAttention,
-    choose_kernel,
-    deformable_attention,
-    make_portable,
-)
+from deit_detr.models.deformable_attention import PortableDeformableAttention, make_portable
 
 SHAPES = {
     'three levels': [(6, 9), (3, 5), (2, 3)], 'one level': [(5, 4)], 'down to one token': [(3, 2), (1, 2), (1, 1)]}

@@ -1,7 +1,7 @@
 """The fast twin computes what the plain classes compute: outputs, losses, gradients, matches."""
 
 import copy
-import socket
+import sys
 
 import pytest
 import torch
@@ -297,17 +297,6 @@ def test_unknown_losses_and_costs_are_refused():
             build('detr-fast', options)
 
 
-def losses_of_a_process(rank: int, port: int) -> None:
-    """Plain and fast in one of two processes with different numbers of boxes."""
-    torch.distributed.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    options = {'model.bbox_head.sync_cls_avg_factor': True}
-    assert_equal_training(build('detr', options), build('detr-fast', options), images((64, 96, 1 + 6 * rank)))
-    torch.distributed.destroy_process_group()
-
-
-def test_averages_of_two_processes_are_equal():
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(losses_of_a_process, (port,), nprocs=2)
+@pytest.mark.slow
+def test_averages_of_two_processes_are_equal(run):
+    run(sys.executable, REPO / 'tests/fast_detr_processes.py', CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS=1)

@@ -32,6 +32,7 @@ def build_compiled(backend: str) -> torch.nn.Module:
 
 
 # The first does all that torch.compile does but generate code, which needs a minute. It rounds bfloat16 elsewhere.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'backend, name, bfloat16', [('aot_eager_decomp_partition', 'padded', False), ('aot_eager', 'unpadded', True)])
 def test_compiled_model_computes_the_same(backend, name, bfloat16):
@@ -42,6 +43,7 @@ def test_compiled_model_computes_the_same(backend, name, bfloat16):
     assert counters['stats']['unique_graphs'] == 3
 
 
+@pytest.mark.slow
 def test_one_graph_for_each_module_and_size():
     model = build_compiled('eager')
     sizes = [(64, 96), (64, 80), (80, 96)]

@@ -265,6 +265,7 @@ def test_deltas_are_in_units_of_the_box():
     torch.testing.assert_close(moved, torch.tensor([0.6, 0.1, 0.2, 0.8]))
 
 
+@pytest.mark.slow
 def test_one_image_is_learned():
     """30 steps on one image: the loss falls below half, and the best boxes lie on the true ones."""
     model = build()

@@ -80,6 +80,7 @@ def test_encoder_attention_is_what_the_model_computed(detr):
     np.testing.assert_allclose(shown.weights.ravel(), computed[0][0, token].numpy(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('compiled', ['', 'compile=dict(backend="eager")'])
 def test_fused_attention_shows_the_same(detr, detr_files, tmp_path, compiled):
     config, _ = save_tiny(tmp_path, FAST, compiled)

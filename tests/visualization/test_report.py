@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from deit_detr.visualization.error_breakdown import KINDS, count_errors
 from deit_detr.visualization.html import line_chart, number, percent, ticks
 from deit_detr.visualization.report import choose_images, image_f1, make_report
 from deit_detr.visualization.work_dir import read_run
+from fork_server import start
 from tiny_detector import save_tiny
 
 REPORT = [sys.executable, '-W', 'ignore', REPO / 'tools/analysis_tools/report.py']
@@ -31,11 +30,10 @@ HOSTILE = '<img src=x onerror=alert(1)>"\'&</script><script>document.title="take
 def trained(mini_scannet, tmp_path_factory) -> Path:
     """The work folder of one epoch of train.py on 16 rendered frames."""
     work_dir = tmp_path_factory.mktemp('runs') / 'tiny'
-    result = subprocess.run(
-        [sys.executable, '-W', 'ignore', REPO / 'tools/train.py', CONFIG, '--work-dir', work_dir, *TINY_RUN,
-         'train_cfg.max_epochs=1'],
-        env=os.environ | {'MINI_SCANNET_ROOT': f'{mini_scannet}/'}, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    result = start(
+        sys.executable, '-W', 'ignore', REPO / 'tools/train.py', CONFIG, '--work-dir', work_dir, *TINY_RUN,
+        'train_cfg.max_epochs=1', cwd=work_dir.parent, env=dict(MINI_SCANNET_ROOT=f'{mini_scannet}/'))
+    assert result.returncode == 0, result.stdout[-3000:]
     return work_dir
 
 
@@ -73,6 +71,7 @@ def work_dir(trained, tmp_path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / 'copy'))
 
 
+@pytest.mark.slow
 def test_one_command_makes_the_whole_page(trained, mini_scannet, run, tmp_path):
     out = tmp_path / 'page/report.html'
     output = run(*REPORT, trained, '--out', out)
@@ -100,6 +99,7 @@ def test_one_command_makes_the_whole_page(trained, mini_scannet, run, tmp_path):
         assert ours['score'] == pytest.approx(theirs['score'], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_page_in_a_browser(trained, predictions, browser, tmp_path):  # noqa: F811
     out = tmp_path / 'report.html'
     assert make_report([trained], out, predictions=predictions[:1]) == []
@@ -169,6 +169,7 @@ def test_page_in_a_browser(trained, predictions, browser, tmp_path):  # noqa: F8
     assert browser.problems == []
 
 
+@pytest.mark.slow
 def test_two_runs_side_by_side(trained, work_dir, predictions, browser, tmp_path):  # noqa: F811
     out = tmp_path / 'report.html'
     assert make_report([trained, work_dir], out, predictions=predictions) == []
@@ -191,6 +192,7 @@ def test_two_runs_side_by_side(trained, work_dir, predictions, browser, tmp_path
     assert browser.problems == []
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_text(work_dir, annotations, mini_scannet, predictions, browser, tmp_path):  # noqa: F811
     """Names of classes and files come from data, and a page may be passed on."""
     root = tmp_path / 'data'
@@ -291,6 +293,7 @@ def test_crashed_run_says_what_is_missing(tmp_path, browser):  # noqa: F811
     assert 'id="classes"' not in (tmp_path / 'report.html').read_text()
 
 
+@pytest.mark.slow
 def test_data_or_checkpoint_gone(work_dir, predictions, tmp_path):
     out = tmp_path / 'report.html'
     gone = {f'{split}_dataloader.dataset.data_root': 'moved/' for split in ('train', 'val')}

@@ -18,10 +18,12 @@ import signal
 import sys
 from pathlib import Path
 
+from deit_detr.errors import UserError, run_cli  # first: it says in a sentence which package cannot be imported
+
+# isort: split
 from mmengine.config import DictAction
 
 from deit_detr import race
-from deit_detr.errors import UserError, run_cli
 
 TRAIN = Path(__file__).resolve().parents[1] / 'train.py'
 

@@ -8,9 +8,11 @@ Example:
 import argparse
 from pathlib import Path
 
+from deit_detr.errors import run_cli  # first: it says in a sentence which package cannot be imported
+
+# isort: split
 from mmengine.config import DictAction
 
-from deit_detr.errors import run_cli
 from deit_detr.visualization.report import make_report
 
 EPILOG = """\

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+from mmcv_ops.deformable_attention import choose_kernel
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
@@ -37,7 +38,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from deit_detr.errors import UserError
-from deit_detr.models.deformable_attention import choose_kernel
 
 GB = 1e9
 

@@ -21,13 +21,22 @@ def run_cli(main: Callable[[], int | None]) -> None:
         main: Returns the exit status; ``None`` counts as 0.
 
     Raises:
-        SystemExit: Always. Status 2 with one line on standard error for a :class:`UserError` or a full disk, 130 for
-            Ctrl-C.
+        SystemExit: Always. Status 2 with one line on standard error for a :class:`UserError`, a full disk or another
+            package that cannot be imported, 130 for Ctrl-C.
     """
     try:
         sys.exit(main() or 0)
     except UserError as error:
         print(*map(printable, f'error: {error}'.split('\n')), sep='\n', file=sys.stderr)
+        sys.exit(2)
+    except ImportError as error:  # of what is imported late
+        from deit_detr.other_packages import explain
+
+        # mmengine's "Failed to import" of custom_imports names no package; behind it is usually a module of the user
+        sentence = explain(error) if error.name or 'install' in str(error) else None
+        if sentence is None:
+            raise
+        print(f'error: {sentence}', file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -1,6 +1,7 @@
 """The record of a run: what is needed to do it again."""
 
 import hashlib
+import os
 import platform
 import subprocess
 import sys
@@ -20,8 +21,8 @@ from deit_detr.benchmark import machine, write_json
 
 #: The packages whose versions change numbers.
 PACKAGES = (
-    'torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'numpy', 'scipy', 'opencv-python',
-    'opencv-python-headless', 'pillow', 'pycocotools', 'triton')
+    'torch', 'torchvision', 'mmengine', 'mmcv', 'mmcv-lite', 'mmcv-ops', 'mmdet', 'mmpretrain', 'numpy', 'scipy',
+    'opencv-python', 'opencv-python-headless', 'pillow', 'pycocotools', 'triton')
 MAX_DIFF = 200_000
 MAX_IMAGES = 2000
 
@@ -46,7 +47,11 @@ class RunRecordHook(Hook):
             machine=machine(), versions=versions(), code=code_state(Path(deit_detr.__file__).parent),
             data={name: fingerprint(dataset) for name, dataset in _datasets(runner)})
         write_json(Path(runner.log_dir, 'run.json'), record)
-        runner.logger.info(f'seed {runner.seed}, commit {record["code"]["commit"]}; all else is in run.json')
+        waiting = {name: os.environ[name] for name in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY') if name in os.environ}
+        runner.logger.info(
+            f'seed {runner.seed}, commit {record["code"]["commit"]}, {record["threads"]} threads '
+            f'({", ".join(f"{name}={value}" for name, value in waiting.items()) or "default waiting"}); '
+            'all else is in run.json')
 
 
 def versions() -> dict[str, str]:

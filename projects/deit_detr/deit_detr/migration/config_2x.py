@@ -416,7 +416,7 @@ def _runtime(old: dict) -> dict:
 
 def _custom_imports(old: dict, by_hand: list[str]) -> dict:
     custom = old.get('custom_imports', {})
-    new = ['mmpretrain.models', 'deit_detr']
+    new = ['deit_detr']  # it imports mmpretrain's models itself, and first
     imports = custom.pop('imports', [])
     for name in [imports] if isinstance(imports, str) else imports:
         if not name.startswith('mmcls'):

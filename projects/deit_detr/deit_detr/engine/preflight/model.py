@@ -57,32 +57,80 @@ def take_step(model: nn.Module, cfg: ConfigDict) -> Step:
     tokens = cfg.model.get('num_queries', 100) if selects else 16
     first = next(side for side in range(64, 4096, 64) if (side // 16) ** 2 >= tokens)
     sides = [first, first + 64, first + 128]  # 64: levels of all strides come out even
-    wrapper = cfg.get('optim_wrapper') or {}
-    amp = 'Amp' in str(wrapper.get('type', ''))
-    dtype = getattr(torch, wrapper.get('dtype') or 'float16')
     kept = []
-    with same_random_state():
-        torch.manual_seed(0)
-        trial = copy.deepcopy(model).train()
-        trial.data_preprocessor.batch_augments = None  # they would change the size
-        device = next(trial.parameters()).device
+    with _trial(model) as trial:
         for side in reversed(sides):
-            data = trial.data_preprocessor(make_batch(1, (side, side), 10, num_classes=_num_classes(cfg.model)))
-            with torch.autocast(device.type, dtype, enabled=amp), _saved_bytes(trial) as saved:
+            with _saved_bytes(trial) as saved:
                 try:
-                    losses = trial(**data, mode='loss')
+                    total = _loss(trial, cfg, 1, (side, side))
                 except Exception as error:
                     raise UserError(
                         f'the model fails on an image of {side}x{side}: {type(error).__name__}: {error}'
                     ) from error
             kept.append(sum(saved.values()))
-            total, _ = trial.parse_losses(losses)
         if not torch.isfinite(total):
             raise UserError('the loss of an image of noise is not finite: look at the initialization and the losses')
         total.backward()
         without = [
             name for name, param in trial.named_parameters() if param.requires_grad and param.grad is None]
     return Step(without, first, _curve([side**2 for side in reversed(sides)], kept))
+
+
+def peak_of_step(model: nn.Module, cfg: ConfigDict, batch: int, size: tuple[int, int]) -> int:
+    """Train a copy of a model on one batch of noise on its GPU, and see what that takes; nothing of the run changes.
+
+    The copy is not compiled: that would take minutes, and compiled modules need less.
+
+    Args:
+        model: The detector, on a GPU, not wrapped.
+        cfg: The config of the run.
+        batch: Images.
+        size: Height and width of the images, in pixels.
+
+    Returns:
+        int: Bytes that PyTorch allocates at most for weights, gradients, images and activations, without the moments
+        of an optimizer.
+
+    Raises:
+        torch.OutOfMemoryError: If that is more than is free.
+    """
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        with _trial(model) as trial:
+            _loss(trial, cfg, batch, size).backward()
+        return torch.cuda.max_memory_allocated() - before
+    finally:
+        trial = None
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()  # the log shows the peak of the run, not of this
+
+
+@contextmanager
+def _trial(model: nn.Module) -> Iterator[nn.Module]:
+    """A copy of a model to train a step with; random states are afterwards as they were."""
+    with same_random_state():
+        torch.manual_seed(0)
+        trial = copy.deepcopy(model).train()
+        trial.data_preprocessor.batch_augments = None  # they would change the size
+        if not getattr(model, 'is_init', True):
+            # mmengine calls the hook before it initializes: mmdet's level_embed still is memory as it was found
+            for param in trial.parameters():
+                if not (param.abs() < 100).all():
+                    nn.init.normal_(param, std=0.02)
+        yield trial
+
+
+def _loss(trial: nn.Module, cfg: ConfigDict, batch: int, size: tuple[int, int]) -> Tensor:
+    """The loss of images of noise with 10 boxes each, in the precision of the run."""
+    wrapper = cfg.get('optim_wrapper') or {}
+    amp = 'Amp' in str(wrapper.get('type', ''))
+    dtype = getattr(torch, wrapper.get('dtype') or 'float16')
+    device = next(trial.parameters()).device
+    data = trial.data_preprocessor(make_batch(batch, size, 10, num_classes=_num_classes(cfg.model)))
+    with torch.autocast(device.type, dtype, enabled=amp):
+        losses = trial(**data, mode='loss')
+    return trial.parse_losses(losses)[0]
 
 
 def check_gradients(step: Step | None, cfg: ConfigDict) -> tuple[str, str]:

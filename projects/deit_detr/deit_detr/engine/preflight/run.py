@@ -5,7 +5,7 @@ import copy
 from mmdet.registry import DATASETS, HOOKS, MODELS
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import all_gather_object, broadcast_object_list, get_rank
+from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import init_default_scope
@@ -93,13 +93,18 @@ def check_model(model: nn.Module, cfg: Config, size: tuple[int, int] | UserError
         cfg: The config of the run.
         size: Height and width of the largest training images, in pixels, or why they cannot be made; None without
             training data.
+
+    Raises:
+        UserError: If a process of several finds its GPU too small.
     """
     fit = look('model fields', check_fields, cfg.model).status != FAIL
     step = attempt(take_step, model, cfg) if fit else None  # an error of shapes would say less than the fields
     pipeline = [Finding('train pipeline', FAIL, str(size))] if isinstance(size, UserError) else []
+    memory = look('memory', check_memory, model, cfg, *(None if isinstance(x, UserError) else x for x in (step, size)))
+    if memory.status == FAIL and get_world_size() > 1 and next(model.parameters()).is_cuda:
+        raise UserError(f'memory of process {get_rank()}: {memory.message}')  # others may wait for its measured step
     return pipeline + [
-        look('pretrained', check_pretrained, model), look('gradients', check_gradients, step, cfg),
-        look('memory', check_memory, model, cfg, *(None if isinstance(x, UserError) else x for x in (step, size))),
+        look('pretrained', check_pretrained, model), look('gradients', check_gradients, step, cfg), memory,
         look('disk', check_disk, model, cfg)]
 
 

@@ -1,22 +1,36 @@
-"""Installed versions and what is known about them; needs none of the packages themselves."""
+"""Installed versions and what is known about them; imports none of the packages, which may be what is broken."""
 
+import importlib
+from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 
 from deit_detr.engine.preflight.finding import FAIL, OK, WARN
 
 #: What this project is tested with (requirements/).
 TESTED = dict(torch='2.11', mmengine='0.10', mmcv='2.1', mmdet='3.3', mmpretrain='1.2')
-#: The maintained forks have other names on the package index, and the same import names.
-FORKS = dict(mmengine='onedl-mmengine', mmcv='onedl-mmcv', mmdet='onedl-mmdetection', mmpretrain='onedl-mmpretrain')
+#: Other names on the package index of what is imported under the same name: the maintained forks, and mmcv without
+#: its compiled operators.
+ALTERNATIVES = dict(
+    mmengine=('onedl-mmengine',), mmcv=('mmcv-lite', 'onedl-mmcv'), mmdet=('onedl-mmdetection',),
+    mmpretrain=('onedl-mmpretrain',))
 
 
 def check_versions() -> tuple[str, str]:
     """Compare what is installed with what is known not to work together."""
-    installed = {name: installed_version(name) for name in (*TESTED, 'torchvision')}
+    found = {name: distributions(name) for name in (*TESTED, 'torchvision')}
+    installed = {name: next(iter(numbers.values()), None) for name, numbers in found.items()}
     problems = incompatibilities(installed)
+    kind = operators()
+    if 'mmcv-lite' in found['mmcv'] and kind is None:
+        problems.append('mmcv-lite comes without operators: pip install projects/mmcv_ops')
+    problems += [
+        f'{" and ".join(numbers)} share the folder {name} and differ: pip uninstall -y {" ".join(numbers)}, then '
+        'bash tools/setup_env.sh' for name, numbers in found.items() if len(set(numbers.values())) > 1]
     if problems:
         return FAIL, '; '.join(problems)
-    shown = ', '.join(f'{name} {number}' for name, number in installed.items())
+    shown = ', '.join(
+        f'{package} {number}' + f' (operators: {kind})' * (name == 'mmcv' and kind is not None)
+        for name, numbers in found.items() for package, number in numbers.items())
     untested = [
         name for name, number in TESTED.items()
         if _release(installed[name])[:2] != _release(number)]
@@ -25,14 +39,31 @@ def check_versions() -> tuple[str, str]:
     return OK, shown
 
 
-def installed_version(name: str) -> str | None:
-    """The version of a package, or of its fork; None if neither is there."""
-    for candidate in (name, FORKS.get(name, name)):
+def distributions(name: str) -> dict[str, str]:
+    """What is installed that is imported under a name: its name on the package index -> version."""
+    found = {}
+    for candidate in (name, *ALTERNATIVES.get(name, ())):
         try:
-            return version(candidate)
+            found[candidate] = version(candidate)
         except PackageNotFoundError:
             continue
-    return None
+    return found
+
+
+def operators() -> str | None:
+    """What mmcv's operators are, e.g. 'compiled for CUDA 12.8' or 'mmcv_ops 0.1.0'; None without any."""
+    package = PathFinder.find_spec('mmcv')
+    spec = package and PathFinder.find_spec('mmcv._ext', package.submodule_search_locations)
+    if not spec:
+        return None
+    if spec.origin.endswith('.py'):
+        return ' '.join(('mmcv_ops', *distributions('mmcv-ops').values()))
+    try:
+        importlib.import_module('torch')
+        cuda = importlib.import_module('mmcv._ext').get_compiling_cuda_version()
+    except Exception:  # the file is there, and what is wrong with it will be said where it is imported
+        return 'compiled'
+    return 'compiled without CUDA' if cuda == 'not available' else f'compiled for CUDA {cuda}'
 
 
 def incompatibilities(installed: dict[str, str | None]) -> list[str]:
@@ -51,8 +82,8 @@ def incompatibilities(installed: dict[str, str | None]) -> list[str]:
     problems = []
     # mmdet's own assertion, without its traceback
     if release['mmdet'] < (3, 4) and not (2, 0) <= release['mmcv'] < (2, 2):
-        problems.append(f'mmdet {installed["mmdet"]} refuses mmcv {installed["mmcv"]}: install mmcv 2.1.0 '
-                        '(bash tools/setup_env.sh)')
+        problems.append(f'mmdet {installed["mmdet"]} refuses mmcv {installed["mmcv"]}: install '
+                        'mmcv-lite 2.1.0 and projects/mmcv_ops (bash tools/setup_env.sh)')
     if release['mmdet'] < (3, 0):
         problems.append(f'mmdet {installed["mmdet"]} is 2.x: install 3.3.0, and see docs/migration.md')
     if release['mmpretrain'] < (1, 0):

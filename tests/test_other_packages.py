@@ -1,0 +1,164 @@
+"""Beside other people's packages: the project runs, or one sentence says which package is in the way."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import REPO, TINY_RUN
+
+pytestmark = pytest.mark.slow
+TOOLS = REPO / 'tools'
+CONFIG = REPO / 'projects/deit_detr/configs/detr_deit-tiny_1xb8-50e_mini-scannet.py'
+TWO_STEPS = [
+    *TINY_RUN, 'train_dataloader.dataset.indices=8', 'train_cfg.max_epochs=1', 'val_cfg=None', 'val_dataloader=None',
+    'val_evaluator=None']
+#: Import without these names: mmpretrain catches that, and inherits from None.
+DROPPED = ('apply_chunking_to_forward', 'find_pruneable_heads_and_indices', 'prune_linear_layer')
+FAKE_TRANSFORMERS = f"""
+import sys, types
+
+class Base:
+    from_pretrained = from_config = None
+
+class Fake(types.ModuleType):
+    __path__ = []
+    def __getattr__(self, name):
+        if name.startswith('__') or name in {DROPPED}:
+            raise AttributeError(name)
+        return Base if name in ('_BaseAutoModelClass', 'PreTrainedModel') else type(name, (Base,), {{}})
+
+for name in ('', '.activations', '.modeling_outputs', '.modeling_utils', '.utils', '.models', '.models.bert',
+             '.models.bert.configuration_bert', '.models.bert.modeling_bert', '.models.auto',
+             '.models.auto.auto_factory'):
+    sys.modules['transformers' + name] = Fake('transformers' + name)
+"""
+#: Two ways in which newer ones break the import of mmpretrain.models, each with the error it ends in.
+TRANSFORMERS = {'5.24.0': (FAKE_TRANSFORMERS, 'TypeError: NoneType takes no arguments'),
+                '4.53.0': ('', "ImportError: cannot import name 'AutoConfig'")}
+
+
+def install(folder: Path, name: str, code: str, version: str | None = None) -> dict[str, str]:
+    """A package that comes before the installed one; the environment variables to run with."""
+    (folder / name).mkdir(parents=True)
+    (folder / name / '__init__.py').write_text(code)
+    if version:
+        info = folder / f'{name}-{version}.dist-info'
+        info.mkdir()
+        (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
+        (info / 'top_level.txt').write_text(name)
+    return dict(PYTHONPATH=os.pathsep.join([str(folder), os.environ.get('PYTHONPATH', '')]).strip(os.pathsep))
+
+
+@pytest.fixture(params=TRANSFORMERS)
+def transformers(request, tmp_path) -> tuple[str, str, dict[str, str]]:
+    """Version, error of mmpretrain.models, environment."""
+    code, error = TRANSFORMERS[request.param]
+    return request.param, error, install(tmp_path / 'packages', 'transformers', code, request.param)
+
+
+def test_transformers_that_break_mmpretrain(transformers, mini_scannet, run, tmp_path):
+    version, error, env = transformers
+    assert error in run(sys.executable, '-c', 'import mmpretrain.models', status=1, **env), 'a test of nothing'
+    env |= dict(MINI_SCANNET_ROOT=f'{mini_scannet}/', OMP_NUM_THREADS=1)
+    output = run(sys.executable, TOOLS / 'preflight.py', CONFIG, *TINY_RUN, **env)
+    assert 'FAIL' not in output
+
+    config = tmp_path / 'old.py'  # as users' configs and those that the converter wrote have it
+    config.write_text(f"_base_ = '{CONFIG}'\ncustom_imports = dict(imports=['mmpretrain.models', 'deit_detr'])\n")
+    run(sys.executable, TOOLS / 'train.py', config, '--work-dir', tmp_path / 'work', *TWO_STEPS, **env)
+    output = run(
+        sys.executable, TOOLS / 'test.py', CONFIG, tmp_path / 'work/epoch_1.pth', '--work-dir', tmp_path / 'work',
+        *TINY_RUN, **env)
+    assert 'coco/bbox_mAP' in output
+
+
+def test_models_that_were_left_out_say_why(transformers, run):
+    version, _, env = transformers
+    build = (
+        'import deit_detr\nfrom mmdet.registry import MODELS\n'
+        'from mmengine.registry import init_default_scope\ninit_default_scope("mmdet")\n'
+        'MODELS.build(dict(type="mmpretrain.{}"))')
+    for name in ('BlipCaption', 'RAM'):
+        output = run(sys.executable, '-c', build.format(name), status=1, **env)
+        assert f'mmpretrain.{name} was left out' in output
+        assert f'transformers {version} is too new' in output and '4.28 to 4.51' in output
+
+
+def test_mmdet_may_be_imported_first(run, tmp_path):
+    """It passes over an ImportError of mmpretrain, whose models are then half imported."""
+    env = install(tmp_path, 'transformers', FAKE_TRANSFORMERS.replace(str(DROPPED), '()'), '4.53.0')
+    run(sys.executable, '-c', (
+        'import mmdet.models\nfrom mmpretrain.registry import MODELS\nassert "BlipCaption" in MODELS.module_dict\n'
+        'import deit_detr\nfrom mmpretrain.models import VisionTransformer'), **env)
+
+
+def test_models_of_others_are_not_taken_away(run):
+    """Who imports mmpretrain's models first has them as mmpretrain gives them, placeholders included."""
+    run(sys.executable, '-c', (
+        'import mmpretrain.models\nfrom mmpretrain.registry import MODELS\nbefore = dict(MODELS.module_dict)\n'
+        'import deit_detr\nassert before.items() <= MODELS.module_dict.items()'))
+
+
+# ---- packages that cannot be imported
+
+def entry_points() -> list[str]:
+    """The tools that need torch."""
+    return sorted(
+        str(path.relative_to(TOOLS)) for path in TOOLS.glob('**/*.py')
+        if path.name != 'run_onnx.py' and 'DEIT_DETR_REGISTER' not in path.read_text())
+
+
+@pytest.mark.parametrize('tool', entry_points())
+def test_every_tool_names_the_package(tool, run, tmp_path):
+    env = install(tmp_path, 'torch', 'raise OSError("libcudart.so.12: no such file")')
+    output = run(sys.executable, TOOLS / tool, status=2, **env)
+    (line,) = output.splitlines()
+    assert line.startswith('error: ') and 'torch' in line and 'OSError: libcudart.so.12: no such file' in line
+
+
+BROKEN = {
+    'no libGL': (
+        'cv2', 'raise ImportError("libGL.so.1: cannot open shared object file", name="cv2")',
+        ['opencv-python', 'libGL.so.1', 'install that library of the system, or opencv-python-headless']),
+    'left behind by an uninstalled twin': ('cv2', '', ["module 'cv2' has no attribute", 'opencv-python']),
+    'numpy of another Python': (
+        'numpy', 'try:\n    import numpy._core.nothing\nexcept ImportError as error:\n'
+        '    raise ImportError("PLEASE READ THIS\\nand this") from error',
+        ["No module named 'numpy._core'", 'pip install --force-reinstall --no-deps numpy==']),
+    'two kinds of numpy': (
+        'numpy', 'raise ValueError("numpy.dtype size changed, may indicate binary incompatibility")',
+        ['numpy', 'size changed', 'pip install --force-reinstall --no-deps numpy==']),
+    'missing': ('mmpretrain', 'import a_package_of_nobody', [
+        'mmpretrain', 'needs a_package_of_nobody, which is not installed: pip install a_package_of_nobody']),
+    'a file of the user': ('terminaltables', 'raise NameError("mine")', ['terminaltables', 'NameError: mine']),
+}
+
+
+@pytest.mark.parametrize('tool, kind', [
+    *(('train.py', kind) for kind in BROKEN), ('test.py', 'no libGL'), ('preflight.py', 'two kinds of numpy')])
+def test_broken_package_is_named_in_one_line(tool, kind, run, tmp_path):
+    name, code, expected = BROKEN[kind]
+    output = run(sys.executable, TOOLS / tool, CONFIG, 'none.pth', status=2, **install(tmp_path, name, code))
+    (line,) = output.splitlines()
+    assert line.startswith('error: ') and all(text in line for text in expected), output
+
+
+def test_a_script_ends_in_the_sentence_and_can_catch_it(run, tmp_path):
+    env = install(tmp_path, 'cv2', 'raise ImportError("broken", name="cv2")')
+    assert run(sys.executable, '-c', 'import deit_detr', status=2, **env).startswith('error: ')
+    catch = (
+        'try:\n    import deit_detr\nexcept ImportError as error:\n    print("caught", error)\n'
+        'raise ValueError("my own")')
+    output = run(sys.executable, '-c', catch, status=1, **env)
+    assert output.startswith('caught ') and 'Traceback' in output and 'ValueError: my own' in output
+
+
+def test_mistakes_of_this_project_keep_their_traceback():
+    from deit_detr.other_packages import BrokenEnvironment, named_packages
+
+    for mistake in ('nothing + 1', 'import deit_detr.nothing', '1 / 0'):
+        with pytest.raises((NameError, ImportError, ZeroDivisionError)) as caught, named_packages():
+            exec(mistake, dict(__name__='deit_detr.models.new'))
+        assert not isinstance(caught.value, BrokenEnvironment)
