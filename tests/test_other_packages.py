@@ -149,7 +149,7 @@ def test_a_script_ends_in_the_sentence_and_can_catch_it(run, tmp_path):
     env = install(tmp_path, 'cv2', 'raise ImportError("broken", name="cv2")')
     assert run(sys.executable, '-c', 'import deit_detr', status=2, **env).startswith('error: ')
     catch = (
-        'try:\n    import deit_detr\nexcept ImportError as error:\n    print("caught", error)\n'
+        'try:\n    import deit_detr\nexcept ImportError as error:\n    print("caught", error, flush=True)\n'
         'raise ValueError("my own")')
     output = run(sys.executable, '-c', catch, status=1, **env)
     assert output.startswith('caught ') and 'Traceback' in output and 'ValueError: my own' in output

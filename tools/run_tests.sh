@@ -16,5 +16,5 @@ python -c 'import hypothesis, moto, pytest_timeout, xdist' 2>/dev/null ||
     { echo 'installing requirements/tests.txt'; python -m pip install --quiet -r requirements/tests.txt; }
 # Tests that bring their own weights or data say so themselves. Two files at a time, a thread each, in the order that
 # tests/conftest.py gives them.
-exec env -u DEIT_CHECKPOINT -u MMDET_DATASETS -u MINI_SCANNET_ROOT OMP_NUM_THREADS=1 \
+exec env -u DEIT_CHECKPOINT -u MMDET_DATASETS -u MINI_SCANNET_ROOT -u PYTHONUNBUFFERED OMP_NUM_THREADS=1 \
     python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -127,5 +127,6 @@ def _end_in_one_line(kind: type, error: BaseException, trace: TracebackType | No
     if cause is None:
         sys.__excepthook__(kind, error, trace)
         return
+    sys.stdout.flush()
     print(f'error: {cause}', file=sys.stderr)
     sys.exit(2)
