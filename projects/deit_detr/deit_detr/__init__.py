@@ -5,19 +5,14 @@ mmdet, which cost each of their processes 3 seconds and 0.4 GB.
 """
 
 import os
-import sys
 
 __version__ = '0.1.0'
 
-# A thread of OpenMP that waits for the others spins, by default for milliseconds: with other programs on the cores a
-# step then takes three times as long. 1000 turns are enough where the cores are free, too (docs/install.md has the
-# measurements). The OpenMP that torch brings reads this when torch is imported.
-if 'torch' not in sys.modules and not {'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'} & os.environ.keys():
-    os.environ['GOMP_SPINCOUNT'] = '1000'
-
 if os.environ.get('DEIT_DETR_REGISTER', '1') != '0':
     from deit_detr.other_packages import named_packages
+    from deit_detr.threads import bound_waiting, fit_threads
 
+    _load = bound_waiting()  # before torch is imported
     with named_packages():
         from deit_detr.vision_transformers import load_vision_transformers
 
@@ -59,3 +54,4 @@ if os.environ.get('DEIT_DETR_REGISTER', '1') != '0':
 
         allow_mmengine_checkpoints()
         write_whole_files()
+        fit_threads(_load)

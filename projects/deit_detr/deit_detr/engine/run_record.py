@@ -1,7 +1,6 @@
 """The record of a run: what is needed to do it again."""
 
 import hashlib
-import os
 import platform
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch.utils.data import Dataset
 
 import deit_detr
+from deit_detr import threads
 from deit_detr.benchmark import machine, write_json
 
 #: The packages whose versions change numbers.
@@ -47,11 +47,8 @@ class RunRecordHook(Hook):
             machine=machine(), versions=versions(), code=code_state(Path(deit_detr.__file__).parent),
             data={name: fingerprint(dataset) for name, dataset in _datasets(runner)})
         write_json(Path(runner.log_dir, 'run.json'), record)
-        waiting = {name: os.environ[name] for name in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY') if name in os.environ}
         runner.logger.info(
-            f'seed {runner.seed}, commit {record["code"]["commit"]}, {record["threads"]} threads '
-            f'({", ".join(f"{name}={value}" for name, value in waiting.items()) or "default waiting"}); '
-            'all else is in run.json')
+            f'seed {runner.seed}, commit {record["code"]["commit"]}, {threads.words()}; all else is in run.json')
 
 
 def versions() -> dict[str, str]:
