@@ -300,8 +300,14 @@ def test_memory_of_a_gpu_is_measured(small):
     assert 0 < few < many < 4 * few
     status, message = machine.check_memory(detector, cfg, model.take_step(detector, cfg), (320, 320))
     assert status == OK and 'measured' in message
-    status, message = machine.check_memory(detector, cfg, model.take_step(detector, cfg), (8000, 8000))
-    assert status == FAIL and 'does not fit' in message
+    step = model.take_step(detector, cfg)
+    torch.cuda.set_per_process_memory_fraction(2e9 / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        with pytest.raises(model.TooLarge, match='8 images of 1600x1600 does not fit'):
+            machine.check_memory(detector, cfg, step, (1600, 1600))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert torch.cuda.memory_allocated() < 1e9
 
 
 def test_parameter_without_gradient_is_named(small):

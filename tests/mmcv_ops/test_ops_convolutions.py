@@ -89,7 +89,9 @@ def test_half_is_computed_in_float32(device, dtype, number):
         assert a.dtype == dtype and b.abs().max() > 0.1
         assert (a.float() - b).norm() < 4 * torch.finfo(dtype).eps * b.norm()
     with torch.autocast(device.type, dtype):
-        assert largest_difference(with_gradients(run, *(x.float() for x in inputs)), exact) == 0
+        # a GPU adds gradients up in any order
+        allowed = 0 if device.type == 'cpu' else 1e-5
+        assert largest_difference(with_gradients(run, *(x.float() for x in inputs)), exact) <= allowed
 
 
 def test_groups_that_torchvision_would_guess_differently_are_refused(device):
@@ -119,11 +121,12 @@ def test_masked(device, kernel, padding, dtype):
     conv = MaskedConv2d(4, 5, kernel, padding=padding).to(device, dtype)
     x = torch.randn(1, 4, *IN, device=device, dtype=dtype)
     mask = (torch.rand(1, *IN, device=device) > 0.5).to(dtype)
-    with torch.no_grad():
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         out, full = conv(x, mask), conv(x)
         assert not conv(x, torch.zeros_like(mask)).any()
     chosen = F.pad(mask > 0, (0, full.shape[3] - IN[1], 0, full.shape[2] - IN[0]))
-    torch.testing.assert_close(out, full * chosen)
+    tolerance = dict(rtol=2e-3, atol=2e-3) if dtype == torch.float16 else {}  # the bias may come before the rounding
+    torch.testing.assert_close(out, full * chosen, **tolerance)
     assert 0 < chosen.sum() < chosen.numel()
 
 

@@ -5,8 +5,8 @@ Nothing but the standard library is imported, as anything else may be what is br
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import packages_distributions, requires, version
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, metadata, packages_distributions, requires, version
 from types import TracebackType
 
 from deit_detr.engine.preflight.finding import FAIL
@@ -52,7 +52,7 @@ def explain(error: BaseException) -> str | None:
     status, known = check_versions()
     if status == FAIL:
         return f'{known} ({words})'
-    names = sorted(set(packages_distributions().get(culprit, [])))
+    names = _distributions(culprit)
     needs = f'{_title(importer)} needs ' if importer else ''
     if isinstance(error, ModuleNotFoundError) and not names:
         return f'{needs}{culprit}, which is not installed: pip install {INDEX_NAMES.get(culprit, culprit)}'
@@ -103,7 +103,7 @@ def _unmet(importer: str | None, name: str) -> str | None:
         from packaging.requirements import Requirement
     except ImportError:
         return None
-    for distribution in packages_distributions().get(importer, []):
+    for distribution in _distributions(importer) if importer else ():
         for requirement in map(Requirement, requires(distribution) or []):
             if (
                 requirement.name.lower() == name.lower() and version(name) not in requirement.specifier
@@ -113,9 +113,18 @@ def _unmet(importer: str | None, name: str) -> str | None:
     return None
 
 
+def _distributions(module: str) -> list[str]:
+    """Names on the package index of what brings a module."""
+    names = set(packages_distributions().get(module, []))
+    if not names:  # Python 3.10 knows only of packages that list their modules
+        with suppress(PackageNotFoundError):
+            names.add(metadata(INDEX_NAMES.get(module, module))['Name'])
+    return sorted(names)
+
+
 def _title(module: str) -> str:
     """The packages that bring a module, with versions: 'opencv-python 5.0.0.93' for cv2."""
-    names = sorted(set(packages_distributions().get(module, [])))
+    names = _distributions(module)
     return ' and '.join(f'{name} {version(name)}' for name in names) or module
 
 

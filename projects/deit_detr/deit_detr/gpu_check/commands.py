@@ -130,7 +130,7 @@ class Commands:
             if not checkpoint.is_file():
                 refused = re.search(r'\S+ does not have a deterministic implementation', output)
                 if refused:
-                    return f'not possible on this device: {refused[0]}'
+                    raise Skipped(f'not possible on this device: {refused[0]}')
                 raise Failed(f'{last_words(output)}; see {self.folder / name}.txt')
         first, second = (
             torch.load(self.folder / f'deterministic-{family}-{index}/epoch_1.pth', weights_only=True,

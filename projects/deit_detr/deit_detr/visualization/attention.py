@@ -142,7 +142,9 @@ def draw_attention(detector: Detector, image: ImageInput, attentions: Sequence[A
     columns = number if number <= 4 else math.ceil(math.sqrt(number))
     rows = math.ceil(number / columns)
     side = 4.8 / max(height, width)  # of a pixel, in inches
-    figure = Figure(figsize=(columns * max(width * side, 2), rows * (height * side + 0.35)), dpi=100)
+    # rounded: Matplotlib 3.10, the last for Python 3.10, cuts 1439.9999 pixels down to 1439
+    size = round(columns * max(width * side, 2), 6), round(rows * (height * side + 0.35), 6)
+    figure = Figure(figsize=size, dpi=100)
     axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=dict(
         left=0.005, right=0.995, bottom=0.005, top=1 - 0.3 / figure.get_figheight(), wspace=0.02,
         hspace=0.32 / (height * side))).flat

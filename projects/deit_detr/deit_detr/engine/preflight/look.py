@@ -20,7 +20,11 @@ def look(check: str, function: Callable[..., tuple[str, str]], *args) -> Finding
         function: Returns status and message, or raises.
         *args: For the function. One that is an exception, because it could not be made, is raised.
     """
-    result = attempt(function, *args)
+    return as_finding(check, attempt(function, *args))
+
+
+def as_finding(check: str, result: tuple[str, str] | UserError) -> Finding:
+    """The row of a check: what it returned, or a failure."""
     return Finding(check, FAIL, str(result)) if isinstance(result, UserError) else Finding(check, *result)
 
 

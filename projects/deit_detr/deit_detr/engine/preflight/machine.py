@@ -10,7 +10,7 @@ from torch import nn
 
 from deit_detr.benchmark import GB
 from deit_detr.engine.preflight.finding import FAIL, OK, UNKNOWN, WARN
-from deit_detr.engine.preflight.model import Step, peak_of_step
+from deit_detr.engine.preflight.model import Step, TooLarge, peak_of_step
 
 #: Numbers that an optimizer keeps for each parameter.
 MOMENTS = dict(AdamW=2, Adam=2, SGD=1)
@@ -53,6 +53,9 @@ def check_memory(
         cfg: The config of the run.
         step: What small steps showed; None if they failed.
         size: Height and width of the largest images, in pixels; None if unknown.
+
+    Raises:
+        TooLarge: If the measured step does not fit on the GPU.
     """
     if step is None or size is None:
         return UNKNOWN, 'not looked at: see the failures of the step or of the training data'
@@ -62,10 +65,12 @@ def check_memory(
     images = f'{batch} images of {size[0]}x{size[1]}'
     remedy = 'lower train_dataloader.batch_size or the sizes in the pipeline, train with --amp, or end what else runs'
     if device.type == 'cuda':
+        free += _model_bytes(model)  # measured again with a copy
         try:
             need = needed_memory(model, cfg, batch, size)
-        except torch.OutOfMemoryError:
-            return FAIL, f'a step with {images} does not fit into the {free / GB:.1f} GB that are free: {remedy}'
+        except TooLarge:
+            raise TooLarge(
+                f'a step with {images} does not fit into the {free / GB:.1f} GB that are free: {remedy}') from None
         shown, spare = f'{need / GB:.1f} GB for {images}, measured', 1.1  # the allocator keeps some more
     elif cfg.get('activation_checkpointing'):
         return UNKNOWN, 'not estimated with activation_checkpointing'
@@ -90,7 +95,7 @@ def needed_memory(model: nn.Module, cfg: ConfigDict, batch: int, size: tuple[int
         size: Height and width of the largest images, in pixels.
 
     Raises:
-        torch.OutOfMemoryError: If the step does not fit.
+        TooLarge: If the step does not fit.
     """
     need = peak_of_step(model, cfg, batch, size) + _moments(cfg) * _trainable_bytes(model)
     if get_world_size() > 1:

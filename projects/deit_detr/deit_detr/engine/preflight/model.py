@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from mmengine.config import ConfigDict
+from mmengine.runner import turn_on_activation_checkpointing
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -18,6 +19,10 @@ from deit_detr.engine.preflight.finding import FAIL, OK, UNKNOWN, WARN
 from deit_detr.errors import UserError
 
 MIN_LOADED = 0.99  # see PretrainedCheckHook
+
+
+class TooLarge(UserError):
+    """A step does not fit into the memory of the GPU."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ def take_step(model: nn.Module, cfg: ConfigDict) -> Step:
         cfg: The config of the run.
 
     Raises:
-        UserError: If the step fails or its loss is not finite.
+        TooLarge: If the step does not fit on the GPU.
+        UserError: If it fails otherwise or its loss is not finite.
     """
     # two-stage detectors take their queries from the tokens: there have to be as many
     selects = getattr(model, 'as_two_stage', False) or hasattr(model, 'query_selection')
@@ -63,6 +69,8 @@ def take_step(model: nn.Module, cfg: ConfigDict) -> Step:
             with _saved_bytes(trial) as saved:
                 try:
                     total = _loss(trial, cfg, 1, (side, side))
+                except torch.OutOfMemoryError as error:
+                    raise TooLarge(f'an image of {side}x{side} does not fit on this GPU: end what else runs') from error
                 except Exception as error:
                     raise UserError(
                         f'the model fails on an image of {side}x{side}: {type(error).__name__}: {error}'
@@ -92,18 +100,26 @@ def peak_of_step(model: nn.Module, cfg: ConfigDict, batch: int, size: tuple[int,
         of an optimizer.
 
     Raises:
-        torch.OutOfMemoryError: If that is more than is free.
+        TooLarge: If that is more than is free.
     """
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
+    device = next(model.parameters()).device
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    peak = None
     try:
         with _trial(model) as trial:
+            if cfg.get('activation_checkpointing'):  # mmengine turns it on after the hooks
+                turn_on_activation_checkpointing(trial, cfg.activation_checkpointing)
             _loss(trial, cfg, batch, size).backward()
-        return torch.cuda.max_memory_allocated() - before
-    finally:
-        trial = None
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()  # the log shows the peak of the run, not of this
+        peak = torch.cuda.max_memory_allocated(device) - before
+    except torch.OutOfMemoryError:
+        pass  # raised below: the exception holds what it could not enlarge
+    trial = None
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)  # the log shows the peak of the run, not of this
+    if peak is None:
+        raise TooLarge(f'{batch} images of {size[0]}x{size[1]}')
+    return peak
 
 
 @contextmanager

@@ -18,9 +18,15 @@ from deit_detr.engine.preflight.data import check_data, largest_image
 from deit_detr.engine.preflight.evaluator import build_metrics, check_evaluator
 from deit_detr.engine.preflight.fields import check_fields
 from deit_detr.engine.preflight.finding import FAIL, OK, Finding, require, table
-from deit_detr.engine.preflight.look import attempt, look
+from deit_detr.engine.preflight.look import as_finding, attempt, look
 from deit_detr.engine.preflight.machine import check_disk, check_memory
-from deit_detr.engine.preflight.model import check_gradients, check_pretrained, same_random_state, take_step
+from deit_detr.engine.preflight.model import (
+    TooLarge,
+    check_gradients,
+    check_pretrained,
+    same_random_state,
+    take_step,
+)
 from deit_detr.engine.preflight.versions import check_versions
 from deit_detr.errors import UserError
 
@@ -95,17 +101,18 @@ def check_model(model: nn.Module, cfg: Config, size: tuple[int, int] | UserError
             training data.
 
     Raises:
-        UserError: If a process of several finds its GPU too small.
+        UserError: If a step of one process of several does not fit on its GPU.
     """
     fit = look('model fields', check_fields, cfg.model).status != FAIL
     step = attempt(take_step, model, cfg) if fit else None  # an error of shapes would say less than the fields
     pipeline = [Finding('train pipeline', FAIL, str(size))] if isinstance(size, UserError) else []
-    memory = look('memory', check_memory, model, cfg, *(None if isinstance(x, UserError) else x for x in (step, size)))
-    if memory.status == FAIL and get_world_size() > 1 and next(model.parameters()).is_cuda:
-        raise UserError(f'memory of process {get_rank()}: {memory.message}')  # others may wait for its measured step
+    memory = attempt(check_memory, model, cfg, *(None if isinstance(x, UserError) else x for x in (step, size)))
+    for result in (step, memory):
+        if isinstance(result, TooLarge) and get_world_size() > 1:  # the others may wait for the losses of this one
+            raise UserError(f'process {get_rank()}: {result}')
     return pipeline + [
-        look('pretrained', check_pretrained, model), look('gradients', check_gradients, step, cfg), memory,
-        look('disk', check_disk, model, cfg)]
+        look('pretrained', check_pretrained, model), look('gradients', check_gradients, step, cfg),
+        as_finding('memory', memory), look('disk', check_disk, model, cfg)]
 
 
 @HOOKS.register_module()
