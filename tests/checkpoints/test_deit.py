@@ -2,10 +2,13 @@
 
 import pytest
 import torch
-from mmpretrain.models import DeiTClsHead, DistilledVisionTransformer, VisionTransformer
 from torch.nn import functional as F
 
-from deit_detr.checkpoints.deit import convert_deit
+from deit_detr.checkpoints.deit import convert_deit  # first: beside some packages mmpretrain needs its help
+
+# isort: split
+from mmpretrain.models import DeiTClsHead, DistilledVisionTransformer, VisionTransformer
+
 from deit_detr.checkpoints.safe_loading import find_state_dict, load_checkpoint_file, save_checkpoint_file
 from deit_detr.errors import UserError
 

@@ -7,11 +7,13 @@ from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from mmpretrain.models import VisionTransformer
 from torch import nn
 
 from conftest import REPO
-from deit_detr.errors import UserError
+from deit_detr.errors import UserError  # first: beside some packages mmpretrain needs its help
+
+# isort: split
+from mmpretrain.models import VisionTransformer
 
 SCHEDULES = REPO / 'configs/_base_/schedules'
 

@@ -4,10 +4,12 @@ import pytest
 import torch
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
-from mmpretrain.models import VisionTransformer
 
 from deit_detr.engine.hooks import PretrainedCheckHook
-from deit_detr.errors import UserError
+from deit_detr.errors import UserError  # first: beside some packages mmpretrain needs its help
+
+# isort: split
+from mmpretrain.models import VisionTransformer
 
 
 def build_vit(dims: int = 16, **options) -> VisionTransformer:
