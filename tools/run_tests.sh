@@ -2,7 +2,7 @@
 # Prepare the environment if there is none, then run the test suite:
 #     bash tools/run_tests.sh [--quick] [pytest arguments]
 # All of it takes about ten minutes on 2 cores. --quick is for the time while something is written: without the tests
-# that are marked slow, and with a tenth of the cases of the fuzz tests, it takes a minute and a half. What failed the
+# that are marked slow, and with a tenth of the cases of the fuzz tests, it takes two minutes. What failed the
 # last time comes first, so that the answer comes soon on a busy machine, too; with -x it stops there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
