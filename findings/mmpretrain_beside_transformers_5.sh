@@ -2,7 +2,7 @@
 # mmpretrain 1.2.0 cannot be imported beside transformers 5 and pycocotools, its two optional packages: `import
 # mmpretrain.models` ends in "TypeError: NoneType takes no arguments", although its requirement, transformers>=4.28.0, is met.
 #
-# Seen with mmpretrain 1.2.0, transformers 5.24.0, torch 2.11.0, Python 3.11 to 3.13. mmpretrain looks at the version of
+# Seen with mmpretrain 1.2.0, transformers 5.24.0, torch 2.11.0, Python 3.12. mmpretrain looks at the version of
 # transformers alone, catches the failing import of a name that newer ones dropped, puts None in its place, and inherits
 # from it. Expected: models that need no transformers, its vision transformers for example, can be imported.
 set -euo pipefail

@@ -2,7 +2,7 @@
 # mmpretrain 1.2.0 without transformers registers a placeholder for each multimodal model; every one of them says that
 # RAMOpenset needs more packages, whichever model was asked for.
 #
-# Seen with mmpretrain 1.2.0, torch 2.11.0, Python 3.11 to 3.13: BlipCaption and CLIP both answer "RAMOpenset requires
+# Seen with mmpretrain 1.2.0, torch 2.11.0, Python 3.12: BlipCaption and CLIP both answer "RAMOpenset requires
 # extra multi-modal dependencies". Expected: the name of the model that was asked for.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT

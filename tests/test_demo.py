@@ -46,7 +46,7 @@ def frames_of(path: Path) -> list[np.ndarray]:
 @pytest.mark.slow
 def test_command_line_draws_a_picture(files, mini_frames, run, tmp_path):
     shutil.copy(next(mini_frames.glob('*/color/000000.jpg')), tmp_path / 'room.jpg')
-    # the order of its imports counts, too: not all of them begin with this package
+    # the order of its imports matters: not all tools begin with this package
     output = run(sys.executable, TOOL, *files, 'room.jpg', own_start=True)
     assert output.startswith('demo/room.jpg: ') and output.endswith(' ms)\n') and output.count('\n') == 1
     with Image.open(tmp_path / 'demo/room.jpg') as picture:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from conftest import REPO, TINY_RUN
+from deit_detr.vision_transformers import TOO_NEW
 
 pytestmark = pytest.mark.slow
 try:
-    NEW_TRANSFORMERS = tuple(map(int, version('transformers').split('.')[:2])) >= (4, 52)
+    NEW_TRANSFORMERS = tuple(map(int, version('transformers').split('.')[:2])) >= TOO_NEW
 except PackageNotFoundError:
     NEW_TRANSFORMERS = False
 TOOLS = REPO / 'tools'

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Check that all of the project works on this machine's GPU, in 4 minutes:  bash tools/check_gpu.sh
+# Check that all of the project works on this machine's GPU:  bash tools/check_gpu.sh
 # Prepares the environment if there is none, renders rooms, then trains each family in float32 and bfloat16, compares
 # losses with the CPU's and memory with what preflight announces, and runs the commands. Ends with a table; the status
 # is 1 if something failed. Without a GPU the CPU is checked, with the small recipes.

@@ -294,6 +294,24 @@ def test_weights_that_are_yet_to_be_drawn_fail_no_step(small):
         model.take_step(detector, cfg)
 
 
+def test_a_step_that_does_not_fit_is_told_from_others(small, monkeypatch):
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(model, '_loss', out_of_memory)
+    with pytest.raises(model.TooLarge, match='does not fit into the memory'):
+        model.take_step(*small)
+
+
+@pytest.mark.parametrize('free, status', [(0.79, FAIL), (0.81, WARN), (1.39, WARN), (1.41, OK)])
+def test_bounds_of_the_estimate(free, status, small, monkeypatch):
+    detector, cfg = small
+    step = model.take_step(detector, cfg)
+    need = machine.estimate(detector, cfg, step, cfg.train_dataloader.batch_size, (144, 192))
+    monkeypatch.setattr(machine, '_free_memory', lambda _: free * need)
+    assert machine.check_memory(detector, cfg, step, (144, 192))[0] == status
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_memory_of_a_gpu_is_measured(small):
     detector, cfg = copy.deepcopy(small)

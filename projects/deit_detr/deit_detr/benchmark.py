@@ -38,6 +38,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from deit_detr.errors import UserError
+from deit_detr.threads import cores
 
 GB = 1e9
 
@@ -470,9 +471,9 @@ def machine() -> dict:
         cpu = Path('/proc/cpuinfo')
         names = [line.split(':')[1].strip() for line in cpu.read_text().splitlines() if line.startswith('model name')] \
             if cpu.exists() else [platform.processor()]
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-        cores = f'{usable} of {os.cpu_count()}' if usable < os.cpu_count() else f'{usable}'
-        name = f'{cores} cores, {names[0] if names else platform.machine()}'
+        usable = cores()
+        share = f'{usable} of {os.cpu_count()}' if usable < os.cpu_count() else f'{usable}'
+        name = f'{share} cores, {names[0] if names else platform.machine()}'
     commit = subprocess.run(
         ['git', 'describe', '--always', '--dirty'], cwd=Path(__file__).parent, capture_output=True, text=True,
         check=False).stdout.strip()

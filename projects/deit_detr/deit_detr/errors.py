@@ -28,7 +28,7 @@ def run_cli(main: Callable[[], int | None]) -> None:
     try:
         sys.exit(main() or 0)
     except UserError as error:
-        _last_words(*map(printable, f'error: {error}'.split('\n')))
+        print_last(*map(printable, f'error: {error}'.split('\n')))
         sys.exit(2)
     except ImportError as error:  # of what is imported late
         from deit_detr.other_packages import explain
@@ -37,22 +37,22 @@ def run_cli(main: Callable[[], int | None]) -> None:
         sentence = explain(error) if error.name or 'install' in str(error) else None
         if sentence is None:
             raise
-        _last_words(f'error: {sentence}')
+        print_last(f'error: {sentence}')
         sys.exit(2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        _last_words(
+        print_last(
             f'error: {error.filename or "a file"}: cannot be written ({error.strerror}). Files written before '
             'are whole: make room and run this again, a training with --resume')
         sys.exit(2)
     except KeyboardInterrupt:
-        _last_words('interrupted')
+        print_last('interrupted')
         sys.exit(130)
 
 
-def _last_words(*lines: str) -> None:
-    """Print to standard error, below everything that was printed before, in a file that has both, too."""
+def print_last(*lines: str) -> None:
+    """Print to standard error; in a file that receives both streams it stands below what was printed before."""
     with suppress(OSError):  # a full disk
         sys.stdout.flush()
     print(*lines, sep='\n', file=sys.stderr)

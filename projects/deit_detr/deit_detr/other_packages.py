@@ -11,7 +11,7 @@ from types import TracebackType
 
 from deit_detr.engine.preflight.finding import FAIL
 from deit_detr.engine.preflight.versions import check_versions
-from deit_detr.errors import printable
+from deit_detr.errors import print_last, printable
 
 #: Name on the package index, where it differs from the one that is imported.
 INDEX_NAMES = dict(
@@ -136,6 +136,5 @@ def _end_in_one_line(kind: type, error: BaseException, trace: TracebackType | No
     if cause is None:
         sys.__excepthook__(kind, error, trace)
         return
-    sys.stdout.flush()
-    print(f'error: {cause}', file=sys.stderr)
+    print_last(f'error: {cause}')
     sys.exit(2)

@@ -55,8 +55,7 @@ def fit_threads(start: Load | None) -> None:
         return
     import torch
 
-    cores = len(os.sched_getaffinity(0))
-    free = cores - (now.busy - start.busy - (now.own - start.own)) / (now.clock - start.clock)
+    free = cores() - (now.busy - start.busy - (now.own - start.own)) / (now.clock - start.clock)
     torch.set_num_threads(max(1, min(torch.get_num_threads(), round(free))))
 
 
@@ -73,10 +72,14 @@ def read_load() -> Load | None:
     return Load(busy, time.process_time(), time.perf_counter())
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
 def words() -> str:
     """How many threads compute and how they wait, for a log."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     waiting = [f'{name}={os.environ[name]}' for name in WAITING if name in os.environ]
-    return f'{torch.get_num_threads()} threads on {cores} cores ({", ".join(waiting) or "waiting as OpenMP does"})'
+    return f'{torch.get_num_threads()} threads on {cores()} cores ({", ".join(waiting) or "waiting as OpenMP does"})'

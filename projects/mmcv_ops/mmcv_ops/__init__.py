@@ -1,7 +1,7 @@
 """The operators that detection needs of mmcv 2.1's compiled module, in PyTorch and torchvision.
 
 ``mmcv-lite`` is mmcv without ``mmcv._ext``, the module that ``mmcv.ops`` loads by name. The file ``mmcv/_ext.py`` of
-this distribution stands in for it and asks :func:`operator` for every name. The operators run on every device and in
+this distribution stands in for it and asks :func:`operator` for every name. The operators are for every device and
 every floating type that PyTorch and torchvision know; half and bfloat16 are computed in float32. Where a compiled mmcv
 is installed, Python imports that one; :func:`complete` gives it operators on CUDA if it was built without.
 """

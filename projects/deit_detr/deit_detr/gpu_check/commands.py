@@ -15,12 +15,13 @@ import torch
 
 import deit_detr
 from deit_detr.gpu_check.rows import Check, Failed, Row, Skipped, in_turn, side_by_side
-from deit_detr.gpu_check.setting import Setting, cores, variables
+from deit_detr.gpu_check.setting import Setting, variables
+from deit_detr.threads import cores
 
 #: The first is the quickstart's; the second has deformable attention in its encoder.
 DETERMINISTIC = ('lw-detr', 'dino')
 TIMEOUT = 240  # seconds of a command
-#: What is said by an error of a program, in a process of several, too.
+#: The line in which a program names its error; torchrun puts the number of the process before it.
 ERROR = re.compile(r'^(?:\[rank\d+\]: ?)?((?:error: |[\w.]*(?:Error|Exception)\b).*)', re.MULTILINE)
 
 

@@ -9,7 +9,7 @@ import torch
 from deit_detr.benchmark import GB, machine
 from deit_detr.engine.preflight.versions import operators
 from deit_detr.gpu_check.rows import Failed
-from deit_detr.gpu_check.setting import cores
+from deit_detr.threads import cores
 
 
 def check_machine() -> str:

@@ -48,7 +48,7 @@ def check_gpu(
     try:
         setting.folder.mkdir(parents=True, exist_ok=True)
         log_file = setting.folder / 'check_gpu.log'
-        log = log_file.open('w', buffering=1)  # processes write to it, too: in the order of what happened
+        log = log_file.open('w', buffering=1)  # processes write to it as well, in the order of what happens
     except OSError as error:
         raise UserError(f'{error.filename}: cannot be written ({error.strerror})') from error
     rows = []

@@ -81,11 +81,6 @@ def render_rooms(setting: Setting) -> str:
            f'{setting.frame_size[1]} with {boxes} boxes'
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-
-
 @contextmanager
 def variables(values: dict[str, str]) -> Iterator[None]:
     """Set environment variables for a while."""

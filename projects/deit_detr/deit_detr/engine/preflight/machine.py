@@ -71,18 +71,18 @@ def check_memory(
         except TooLarge:
             raise TooLarge(
                 f'a step with {images} does not fit into the {free / GB:.1f} GB that are free: {remedy}') from None
-        shown, spare = f'{need / GB:.1f} GB for {images}, measured', 1.1  # the allocator keeps some more
+        shown, least, enough = f'{need / GB:.1f} GB for {images}, measured', 1, 1.1  # the allocator keeps some more
     elif cfg.get('activation_checkpointing'):
         return UNKNOWN, 'not estimated with activation_checkpointing'
     else:
         need = estimate(model, cfg, step, batch, size)
-        shown, spare = f'about {need / GB:.1f} GB for {images}', 1.4
+        shown, least, enough = f'about {need / GB:.1f} GB for {images}', 0.8, 1.4
     if free is None:
         return UNKNOWN, f'{shown}; what is free cannot be read here'
     message = f'{shown}; {free / GB:.1f} GB are free'
-    if need / spare > free:
+    if need * least > free:
         return FAIL, f'{message}: {remedy}'
-    return (WARN, f'{message}, which may not do: {remedy}') if need * spare > free else (OK, message)
+    return (WARN, f'{message}, which may not do: {remedy}') if need * enough > free else (OK, message)
 
 
 def needed_memory(model: nn.Module, cfg: ConfigDict, batch: int, size: tuple[int, int]) -> int:

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,8 +70,8 @@ def take_step(model: nn.Module, cfg: ConfigDict) -> Step:
             with _saved_bytes(trial) as saved:
                 try:
                     total = _loss(trial, cfg, 1, (side, side))
-                except torch.OutOfMemoryError as error:
-                    raise TooLarge(f'an image of {side}x{side} does not fit on this GPU: end what else runs') from error
+                except torch.OutOfMemoryError:
+                    raise  # to _trial
                 except Exception as error:
                     raise UserError(
                         f'the model fails on an image of {side}x{side}: {type(error).__name__}: {error}'
@@ -105,36 +106,39 @@ def peak_of_step(model: nn.Module, cfg: ConfigDict, batch: int, size: tuple[int,
     device = next(model.parameters()).device
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    peak = None
     try:
         with _trial(model) as trial:
             if cfg.get('activation_checkpointing'):  # mmengine turns it on after the hooks
                 turn_on_activation_checkpointing(trial, cfg.activation_checkpointing)
             _loss(trial, cfg, batch, size).backward()
-        peak = torch.cuda.max_memory_allocated(device) - before
-    except torch.OutOfMemoryError:
-        pass  # raised below: the exception holds what it could not enlarge
-    trial = None
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)  # the log shows the peak of the run, not of this
-    if peak is None:
-        raise TooLarge(f'{batch} images of {size[0]}x{size[1]}')
-    return peak
+        return torch.cuda.max_memory_allocated(device) - before
+    finally:
+        trial = None
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)  # the log shows the peak of the run, not of this
 
 
 @contextmanager
 def _trial(model: nn.Module) -> Iterator[nn.Module]:
-    """A copy of a model to train a step with; random states are afterwards as they were."""
-    with same_random_state():
-        torch.manual_seed(0)
-        trial = copy.deepcopy(model).train()
-        trial.data_preprocessor.batch_augments = None  # they would change the size
-        if not getattr(model, 'is_init', True):
-            # mmengine calls the hook before it initializes: mmdet's level_embed still is memory as it was found
-            for param in trial.parameters():
-                if not (param.abs() < 100).all():
-                    nn.init.normal_(param, std=0.02)
-        yield trial
+    """A copy of a model to train a step with; random states are afterwards as they were.
+
+    Raises:
+        TooLarge: For what does not fit on the GPU, whether here or in the block.
+    """
+    try:
+        with same_random_state():
+            torch.manual_seed(0)
+            trial = copy.deepcopy(model).train()
+            trial.data_preprocessor.batch_augments = None  # they would change the size
+            if not getattr(model, 'is_init', True):
+                # mmengine calls the hook before it initializes: mmdet's level_embed still is memory as it was found
+                for param in trial.parameters():
+                    if not (param.abs() < 100).all():
+                        nn.init.normal_(param, std=0.02)
+            yield trial
+    except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # they hold activations
+        raise TooLarge('a step does not fit into the memory that is free on this GPU: end what else runs') from None
 
 
 def _loss(trial: nn.Module, cfg: ConfigDict, batch: int, size: tuple[int, int]) -> Tensor:
