@@ -1,35 +1,15 @@
 """Data and weights that the tests share: rooms rendered here, and real inputs when they lie beside the repository."""
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from fork_server import speed_up_mmengine, start
-
-REPO = Path(__file__).resolve().parents[1]
-SHARED = REPO.parent / 'shared'  # photographs and pretrained weights; not part of the repository
-
-#: Options that turn the MiniScanNet recipe into a run of seconds.
-TINY_RUN = [
-    '--cfg-options', 'model.backbone.init_cfg=None', 'model.encoder.num_layers=1', 'model.decoder.num_layers=1',
-    'train_dataloader.batch_size=4', 'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
-    'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False', 'test_dataloader.num_workers=0',
-    'test_dataloader.persistent_workers=False', 'train_cfg.val_interval=1', 'default_hooks.logger.interval=1',
-]  # fmt: skip
-
-
-def from_shared(name: str) -> Path:
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f'needs {name} in a folder "shared" beside the repository')
-    return path
-
+from tests.helpers.drawn_coco import draw_coco
+from tests.helpers.fork_server import speed_up_mmengine, start
+from tests.helpers.paths import REPO, from_shared
 
 #: The files that take longest, longest first. Each is run by one worker, and they should end at the same time.
 LONGEST = (
@@ -69,7 +49,7 @@ def deit_checkpoint() -> Path:
 @pytest.fixture(scope='session')
 def mini_frames(tmp_path_factory) -> Path:
     """Rendered rooms in the layout of scannet_frames_25k: 16 training and 8 validation frames of 160x120, 4 a scene."""
-    from deit_detr.datasets.mini_scannet import make_mini_scannet
+    from deit_detr.scannet.mini_scannet import make_mini_scannet
 
     out_dir = tmp_path_factory.mktemp('rooms') / 'frames'
     make_mini_scannet(out_dir, REPO / 'data/splits', num_train=16, num_val=8, size=(160, 120), seed=0, workers=2)
@@ -79,7 +59,7 @@ def mini_frames(tmp_path_factory) -> Path:
 @pytest.fixture(scope='session')
 def mini_scannet(mini_frames) -> Path:
     """The rooms converted: a data root as the recipes expect it."""
-    from deit_detr.datasets.scannet2coco import convert
+    from deit_detr.scannet.converter import convert
 
     convert(mini_frames, mini_frames.parent, REPO / 'data/splits', workers=2)
     return mini_frames.parent
@@ -88,37 +68,11 @@ def mini_scannet(mini_frames) -> Path:
 @pytest.fixture(scope='session')
 def mini_scannet18(mini_frames) -> Path:
     """The rooms converted in the 18-class protocol."""
-    from deit_detr.datasets.scannet2coco import convert
+    from deit_detr.scannet.converter import convert
 
     out_dir = mini_frames.parent / 'classes18'
     convert(mini_frames, out_dir, REPO / 'data/splits', num_classes=18, workers=2)
     return out_dir
-
-
-def draw_coco(ann_file: Path, images: Path, categories: list[dict], number: int = 4) -> None:
-    """Draw a COCO-format data set: 96x64 images of noise with three rectangles each, a colour for each category.
-
-    The categories take turns, so that they all occur if there are enough images. Another file has other images.
-    """
-    generator = np.random.default_rng(list(ann_file.name.encode()))
-    colours = np.random.default_rng(1).integers(0, 256, (len(categories), 3))
-    content = dict(images=[], annotations=[], categories=categories)
-    images.mkdir(parents=True)
-    for index in range(number):
-        pixels = generator.integers(96, 160, (64, 96, 3), dtype=np.uint8)
-        name = f'{index:012d}.jpg'
-        content['images'].append(dict(id=10 * index, file_name=name, width=96, height=64))
-        for place in range(3):
-            left, top = 32 * place + generator.integers(8), generator.integers(24)
-            width, height = generator.integers(12, 24), generator.integers(16, 40)
-            label = (3 * index + place) % len(categories)
-            pixels[top : top + height, left : left + width] = colours[label]
-            content['annotations'].append(dict(
-                id=len(content['annotations']) + 1, image_id=10 * index, category_id=categories[label]['id'],
-                bbox=[int(left), int(top), int(width), int(height)], area=int(width * height), iscrowd=0))
-        Image.fromarray(pixels).save(images / name)
-    ann_file.parent.mkdir(parents=True, exist_ok=True)
-    ann_file.write_text(json.dumps(content))
 
 
 @pytest.fixture(scope='session')

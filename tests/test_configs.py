@@ -15,8 +15,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
-from conftest import REPO
-from deit_detr.datasets.scannet_classes import scannet_metainfo
+from deit_detr.scannet.classes import scannet_metainfo
+from tests.helpers.paths import REPO
 
 RECIPES = sorted((REPO / 'projects').glob('*/configs/**/*.py'))
 #: Those on rendered rooms are the small ones.

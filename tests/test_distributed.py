@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import REPO
+from tests.helpers.paths import REPO
 
+PROCESSES = REPO / 'tests/helpers/processes'
 CONFIGS = REPO / 'projects/deit_detr/configs'
 pytestmark = pytest.mark.slow
 #: Nothing random in the model, but for its weights: dropout draws other numbers in every process.
@@ -49,7 +50,7 @@ def data_root(folder: Path, mini_scannet: Path, images: int, empty: int | None =
 def test_gradients_equal_those_of_one_process(recipe, run, tmp_path, mini_scannet):
     """Of 8 images the fourth has no box: of 8 processes the fourth has none."""
     root = data_root(tmp_path / 'data', mini_scannet, images=8, empty=3)
-    run(sys.executable, REPO / 'tests/first_step.py', CONFIGS / recipe, tmp_path, '--processes', 1, 2, 4, 8,
+    run(sys.executable, PROCESSES / 'first_step.py', CONFIGS / recipe, tmp_path, '--processes', 1, 2, 4, 8,
         '--cfg-options', 'model.backbone.init_cfg=None', 'train_dataloader.dataset.filter_cfg=None',
         'train_dataloader.dataset.pipeline.3.prob=0.0', *MODELS[recipe],
         MINI_SCANNET_ROOT=f'{root}/', CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS=1)
@@ -154,7 +155,7 @@ def test_sharded_evaluation_equals_single_process(survivor, run):
 
 def test_two_nodes(run, tmp_path, mini_scannet):
     """Two network namespaces: what one node sends to the other are the gradients, once a step."""
-    output = run('bash', REPO / 'tests/two_nodes.sh', tmp_path / 'run', MINI_SCANNET_ROOT=f'{mini_scannet}/')
+    output = run('bash', PROCESSES / 'two_nodes.sh', tmp_path / 'run', MINI_SCANNET_ROOT=f'{mini_scannet}/')
     if output.startswith('skipped'):
         pytest.skip(output)
     assert 'node 0: status 0' in output and 'node 1: status 0' in output

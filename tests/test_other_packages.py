@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPO, TINY_RUN
-from deit_detr.vision_transformers import TOO_NEW
+from deit_detr.models.vision_transformers import TOO_NEW
+from tests.helpers.paths import REPO, TINY_RUN
 
 pytestmark = pytest.mark.slow
 try:

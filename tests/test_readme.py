@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPO
+from tests.helpers.paths import REPO
 
 SMALL = (
     ' --cfg-options model.backbone.init_cfg=None model.encoder.num_layers=1 model.decoder.num_layers=1'

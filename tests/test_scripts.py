@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from conftest import REPO, TINY_RUN
+from tests.helpers.paths import REPO, TINY_RUN
 
 TOOLS = REPO / 'tools'
 CONFIG = REPO / 'projects/deit_detr/configs/detr_deit-tiny_1xb8-50e_mini-scannet.py'

@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from conftest import REPO, TINY_RUN
-from fork_server import start
+from tests.helpers.fork_server import start
+from tests.helpers.paths import REPO, TINY_RUN
 
 TOOLS = REPO / 'tools'
 CONFIG = REPO / 'projects/deit_detr/configs/detr_deit-tiny_1xb8-50e_mini-scannet.py'

@@ -24,7 +24,7 @@ from mmdet.apis.det_inferencer import IMG_EXTENSIONS
 from tqdm import tqdm
 
 import deit_detr
-from deit_detr.visualization.video import VideoFrames, scene_frames, write_picture, write_video
+from deit_detr.inference.video import VideoFrames, scene_frames, write_picture, write_video
 
 
 def parse_args() -> argparse.Namespace:
@@ -83,7 +83,7 @@ def main() -> None:
         raise UserError(f'{args.input}: no such file or folder')
     detector = deit_detr.load(args.config, args.checkpoint, args.device)
     if args.web:
-        from deit_detr.visualization.web import launch
+        from deit_detr.inference.web import launch
 
         app = launch(detector, f'{Path(args.config).stem}, {Path(args.checkpoint).name}', args.port)
         print(f'{app.local_url} (Ctrl-C ends it)', flush=True)

@@ -10,9 +10,9 @@ Example:
 
 import argparse
 
-from deit_detr.engine.launch import add_run_arguments, load_config
-from deit_detr.engine.preflight.finding import FAIL, table
-from deit_detr.engine.preflight.run import check_config
+from deit_detr.engine.start.findings import FAIL, table
+from deit_detr.engine.start.launch import add_run_arguments, load_config
+from deit_detr.engine.start.preflight import check_config
 from deit_detr.errors import run_cli
 
 

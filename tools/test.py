@@ -15,7 +15,7 @@ from deit_detr.errors import UserError, run_cli  # first: it says in a sentence 
 from mmdet.evaluation import DumpDetResults
 from mmengine.runner import Runner
 
-from deit_detr.engine.launch import add_run_arguments, load_config
+from deit_detr.engine.start.launch import add_run_arguments, load_config
 
 
 def parse_args() -> argparse.Namespace:

@@ -12,8 +12,8 @@ from deit_detr.errors import UserError, run_cli  # first: it says in a sentence 
 # isort: split
 import torch
 
-from deit_detr.engine.launch import add_run_arguments, load_config, make_deterministic
-from deit_detr.engine.preflight.run import build_runner
+from deit_detr.engine.start.launch import add_run_arguments, load_config, make_deterministic
+from deit_detr.engine.start.preflight import build_runner
 
 
 def parse_args() -> argparse.Namespace:

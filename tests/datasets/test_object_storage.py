@@ -10,8 +10,8 @@ from mmengine.fileio import get_file_backend
 from mmengine.registry import init_default_scope
 from moto.server import ThreadedMotoServer
 
-from conftest import REPO, TINY_RUN
 from deit_detr.errors import UserError
+from tests.helpers.paths import REPO, TINY_RUN
 
 CONFIG = REPO / 'projects/deit_detr/configs/detr_deit-tiny_1xb8-50e_mini-scannet.py'
 KEYS = dict(AWS_ACCESS_KEY_ID='testing', AWS_SECRET_ACCESS_KEY='testing', AWS_DEFAULT_REGION='us-east-1')

@@ -14,10 +14,10 @@ from mmdet.evaluation import CocoMetric
 from mmdet.registry import METRICS
 from mmengine.config import Config
 
-from conftest import REPO
-from deit_detr.datasets.scannet_classes import scannet_metainfo
 from deit_detr.errors import UserError
-from deit_detr.evaluation import Pri3DMetric
+from deit_detr.evaluation.pri3d import Pri3DMetric
+from deit_detr.scannet.classes import scannet_metainfo
+from tests.helpers.paths import REPO
 
 CONFIGS = REPO / 'projects/deit_detr/configs'
 ALL, KEPT = scannet_metainfo(20), scannet_metainfo(18)

@@ -16,8 +16,9 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from conftest import REPO, draw_coco
 from deit_detr.errors import UserError
+from tests.helpers.drawn_coco import draw_coco
+from tests.helpers.paths import REPO
 
 PAGE = (REPO / 'docs/your_own_data.md').read_text()
 CLASSES = ['cup', 'fork', 'spoon']

@@ -11,11 +11,11 @@ from mmengine.hooks import Hook
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import Runner
 
-from conftest import REPO
-from deit_detr.engine.hints import HintHook
-from deit_detr.engine.nonfinite import NonFiniteHook, load_batch
+from deit_detr.engine.watch.hints import HintHook
+from deit_detr.engine.watch.nonfinite import NonFiniteHook, load_batch
 from deit_detr.errors import UserError
 from deit_detr.models.fast_detr_head import assign
+from tests.helpers.paths import REPO
 
 CONFIGS = REPO / 'projects/deit_detr/configs'
 DETR, FAST, DINO = (
@@ -151,7 +151,7 @@ def test_broken_query_is_matched(bad):
 def test_processes_agree_when_one_has_it(run, tmp_path, mini_scannet):
     """Rank 1 alone has a broken image in steps 2 and 3: both skip the one and stop at the other."""
     output = run(
-        sys.executable, REPO / 'tests/nonfinite_processes.py', FAST, '--work-dir', tmp_path / 'work',
+        sys.executable, REPO / 'tests/helpers/processes/nonfinite.py', FAST, '--work-dir', tmp_path / 'work',
         '--launcher', 'pytorch',
         '--cfg-options', 'model.backbone.init_cfg=None', 'model.encoder.num_layers=1', 'model.decoder.num_layers=1',
         'train_dataloader.batch_size=2', 'train_dataloader.num_workers=0', 'train_cfg.max_epochs=1',

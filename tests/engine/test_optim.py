@@ -9,8 +9,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
-from conftest import REPO
 from deit_detr.errors import UserError  # first: beside some packages mmpretrain needs its help
+from tests.helpers.paths import REPO
 
 # isort: split
 from mmpretrain.models import VisionTransformer

@@ -17,15 +17,16 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from PIL import Image
 
-from conftest import REPO, TINY_RUN
+from deit_detr import versions
 from deit_detr.datasets.scannet import ScanNetDataset
-from deit_detr.engine.preflight import data, machine, model, versions
-from deit_detr.engine.preflight.evaluator import build_metrics, check_evaluator
-from deit_detr.engine.preflight.fields import check_fields
-from deit_detr.engine.preflight.finding import FAIL, OK, UNKNOWN, WARN
-from deit_detr.engine.preflight.look import look
-from deit_detr.engine.preflight.run import build_runner, check_config
+from deit_detr.engine.start import data, preflight, resources, trial_step
+from deit_detr.engine.start.evaluator import build_metrics, check_evaluator
+from deit_detr.engine.start.fields import check_fields
+from deit_detr.engine.start.findings import FAIL, OK, UNKNOWN, WARN
+from deit_detr.engine.start.look import look
+from deit_detr.engine.start.preflight import build_runner, check_config
 from deit_detr.errors import UserError
+from tests.helpers.paths import REPO, TINY_RUN
 
 CONFIGS = REPO / 'projects/deit_detr/configs'
 DETR, DINO, LW_DETR = (
@@ -275,7 +276,7 @@ def test_step_leaves_no_trace(small):
     weights = copy.deepcopy(detector.state_dict())
     torch.manual_seed(3)
     np.random.seed(3)
-    model.take_step(detector, cfg)
+    trial_step.take_step(detector, cfg)
     drawn = torch.rand(3), np.random.rand(3)
     torch.manual_seed(3)
     np.random.seed(3)
@@ -288,43 +289,43 @@ def test_weights_that_are_yet_to_be_drawn_fail_no_step(small):
     detector, cfg = copy.deepcopy(small)
     assert not detector.is_init
     torch.nn.init.constant_(detector.query_embedding.weight, torch.nan)  # as --deterministic fills what is not drawn
-    assert model.take_step(detector, cfg).without_gradient == []
+    assert trial_step.take_step(detector, cfg).without_gradient == []
     detector._is_init = True
     with pytest.raises(UserError, match='the model fails on an image'):
-        model.take_step(detector, cfg)
+        trial_step.take_step(detector, cfg)
 
 
 def test_a_step_that_does_not_fit_is_told_from_others(small, monkeypatch):
     def out_of_memory(*_):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(model, '_loss', out_of_memory)
-    with pytest.raises(model.TooLarge, match='does not fit into the memory'):
-        model.take_step(*small)
+    monkeypatch.setattr(trial_step, '_loss', out_of_memory)
+    with pytest.raises(trial_step.TooLarge, match='does not fit into the memory'):
+        trial_step.take_step(*small)
 
 
 @pytest.mark.parametrize('free, status', [(0.79, FAIL), (0.81, WARN), (1.39, WARN), (1.41, OK)])
 def test_bounds_of_the_estimate(free, status, small, monkeypatch):
     detector, cfg = small
-    step = model.take_step(detector, cfg)
-    need = machine.estimate(detector, cfg, step, cfg.train_dataloader.batch_size, (144, 192))
-    monkeypatch.setattr(machine, '_free_memory', lambda _: free * need)
-    assert machine.check_memory(detector, cfg, step, (144, 192))[0] == status
+    step = trial_step.take_step(detector, cfg)
+    need = resources.estimate(detector, cfg, step, cfg.train_dataloader.batch_size, (144, 192))
+    monkeypatch.setattr(resources, 'free_memory', lambda _: free * need)
+    assert resources.check_memory(detector, cfg, step, (144, 192))[0] == status
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_memory_of_a_gpu_is_measured(small):
     detector, cfg = copy.deepcopy(small)
     detector.cuda()
-    few, many = (machine.needed_memory(detector, cfg, batch, (320, 320)) for batch in (1, 4))
+    few, many = (resources.needed_memory(detector, cfg, batch, (320, 320)) for batch in (1, 4))
     assert 0 < few < many < 4 * few
-    status, message = machine.check_memory(detector, cfg, model.take_step(detector, cfg), (320, 320))
+    status, message = resources.check_memory(detector, cfg, trial_step.take_step(detector, cfg), (320, 320))
     assert status == OK and 'measured' in message
-    step = model.take_step(detector, cfg)
+    step = trial_step.take_step(detector, cfg)
     torch.cuda.set_per_process_memory_fraction(2e9 / torch.cuda.get_device_properties(0).total_memory)
     try:
-        with pytest.raises(model.TooLarge, match='8 images of 1600x1600 does not fit'):
-            machine.check_memory(detector, cfg, step, (1600, 1600))
+        with pytest.raises(trial_step.TooLarge, match='8 images of 1600x1600 does not fit'):
+            resources.check_memory(detector, cfg, step, (1600, 1600))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert torch.cuda.memory_allocated() < 1e9
@@ -333,32 +334,32 @@ def test_memory_of_a_gpu_is_measured(small):
 def test_parameter_without_gradient_is_named(small):
     detector, cfg = copy.deepcopy(small)
     detector.forgotten = torch.nn.Linear(2, 2)
-    step = model.take_step(detector, cfg)
-    status, message = model.check_gradients(step, cfg)
+    step = trial_step.take_step(detector, cfg)
+    status, message = trial_step.check_gradients(step, cfg)
     assert status == WARN and '2 parameters get no gradient, e.g. forgotten.weight' in message
     cfg.launcher = 'pytorch'
-    assert model.check_gradients(step, cfg)[0] == FAIL
+    assert trial_step.check_gradients(step, cfg)[0] == FAIL
 
 
 def test_shape_error_becomes_a_finding(small):
     detector, cfg = copy.deepcopy(small)
     detector.neck.convs[0].conv = torch.nn.Conv2d(100, 192, 1)
-    finding = look('gradients', model.take_step, detector, cfg)
+    finding = look('gradients', trial_step.take_step, detector, cfg)
     assert finding.status == FAIL and 'the model fails on an image of 192x192: RuntimeError' in finding.message
 
 
 def test_memory_and_disk(small, tmp_path):
     detector, cfg = small
-    step = model.take_step(detector, cfg)
-    assert machine.check_memory(detector, cfg, step, (144, 192))[0] == OK
-    status, message = machine.check_memory(detector, cfg, step, (10**5, 10**5))
+    step = trial_step.take_step(detector, cfg)
+    assert resources.check_memory(detector, cfg, step, (144, 192))[0] == OK
+    status, message = resources.check_memory(detector, cfg, step, (10**5, 10**5))
     assert status == FAIL and 'lower train_dataloader.batch_size' in message
-    assert machine.check_memory(detector, cfg, None, None)[0] == UNKNOWN
+    assert resources.check_memory(detector, cfg, None, None)[0] == UNKNOWN
     kept = copy.deepcopy(cfg)
     kept.work_dir = str(tmp_path / 'new')
-    assert machine.check_disk(detector, kept)[0] == OK
+    assert resources.check_disk(detector, kept)[0] == OK
     kept.default_hooks.checkpoint.max_keep_ckpts = 10**9
-    status, message = machine.check_disk(detector, kept)
+    status, message = resources.check_disk(detector, kept)
     assert status == FAIL and 'max_keep_ckpts' in message
 
 
@@ -373,7 +374,7 @@ def test_versions_that_do_not_go_together(changed, text):
         torch='2.11.0+cu130', torchvision='0.26.0', mmengine='0.10.7', mmcv='2.1.0', mmdet='3.3.0', mmpretrain='1.2.0')
     assert versions.incompatibilities(installed) == []
     assert text in ' '.join(versions.incompatibilities(installed | changed))
-    assert versions.check_versions()[0] in (OK, WARN)
+    assert preflight._check_versions()[0] in (OK, WARN)
 
 
 @pytest.mark.parametrize('names, kind, status, text', [
@@ -395,7 +396,7 @@ def test_mmcv_has_several_names(names, kind, status, text, monkeypatch):
 
     monkeypatch.setattr(versions, 'version', version)
     monkeypatch.setattr(versions, 'operators', lambda: kind)
-    found, message = versions.check_versions()
+    found, message = preflight._check_versions()
     assert found == status and text in message
 
 

@@ -5,7 +5,7 @@ import torch
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 
-from deit_detr.engine.hooks import PretrainedCheckHook
+from deit_detr.engine.start.pretrained_check import PretrainedCheckHook
 from deit_detr.errors import UserError  # first: beside some packages mmpretrain needs its help
 
 # isort: split

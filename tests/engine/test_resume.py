@@ -15,12 +15,12 @@ from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmengine.dataset import DefaultSampler
 from torch.utils.data import DataLoader
 
-from conftest import REPO
-from deit_detr.engine.preemption import PreemptionHook
-from deit_detr.engine.train_loop import seeded_loader
+from deit_detr.engine.resume.preemption import PreemptionHook
+from deit_detr.engine.resume.train_loop import seeded_loader
 from deit_detr.errors import UserError, run_cli
-from interruptions import InterruptHook
-from tiny_training import assert_same_training, read_log, tiny_config, train, turn_half
+from tests.helpers.interruptions import InterruptHook
+from tests.helpers.paths import REPO
+from tests.helpers.tiny_training import assert_same_training, read_log, tiny_config, train, turn_half
 
 LAST = 'epoch_2.pth'
 
@@ -84,7 +84,7 @@ def test_killed_training_continues_from_its_last_epoch(interrupt, uninterrupted,
     work_dir, whole = uninterrupted
     cfg = tiny_config(tmp_path / 'work')
     cfg.custom_hooks = [dict(type='InterruptHook', **interrupt)]
-    cfg.custom_imports.imports.append('interruptions')
+    cfg.custom_imports.imports.append('tests.helpers.interruptions')
     cfg.dump(tmp_path / 'killed.py')
     run('setsid', '--wait', sys.executable, REPO / 'tools/train.py', tmp_path / 'killed.py', '--work-dir',
         tmp_path / 'work', status=-9, OMP_NUM_THREADS=1,
@@ -213,7 +213,7 @@ def test_second_signal_ends_the_process_at_once(pause, ends):
 
 @pytest.mark.slow
 def test_two_processes_stop_at_the_same_step(tmp_path, run):
-    run(sys.executable, REPO / 'tests/engine/two_processes.py', CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS=1)
+    run(sys.executable, REPO / 'tests/helpers/processes/resume.py', CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS=1)
     both = [json.loads((tmp_path / f'{rank}.json').read_text()) for rank in range(2)]
     for losses in both:
         assert losses['first'] == [75, losses['whole'][1][:2]], 'asked after step 1, agreed after step 2'

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import REPO
 from deit_detr.datasets.scannet import ScanNetDataset
-from deit_detr.engine.run_record import MAX_DIFF, code_state, fingerprint
-from tiny_training import TINY, assert_same_training
+from deit_detr.engine.watch.run_record import MAX_DIFF, code_state, fingerprint
+from tests.helpers.paths import REPO
+from tests.helpers.tiny_training import TINY, assert_same_training
 
 NO_EVALUATION = ['val_cfg=None', 'val_dataloader=None', 'val_evaluator=None', 'train_cfg.max_epochs=1']
 

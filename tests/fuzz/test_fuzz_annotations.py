@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from mmdet.registry import DATASETS
 from mmengine.registry import init_default_scope
 from PIL import Image
-from test_fuzz_frames import ANY_FILE, image_file, jpeg_header, png_header
 
-from deit_detr.datasets.checked_coco import read_annotations
-from deit_detr.datasets.scannet_classes import scannet_metainfo
+from deit_detr.datasets.coco_file import read_annotations
 from deit_detr.images import FORMATS
-from deit_detr.visualization.data_page import make_data_page
-from fuzzing import ODD_VALUES, cases, changed, contained, damaged, peak_memory, places
+from deit_detr.pages.data_page import make_data_page
+from deit_detr.scannet.classes import scannet_metainfo
+from tests.fuzz.test_fuzz_frames import ANY_FILE, image_file, jpeg_header, png_header
+from tests.helpers.fuzzing import ODD_VALUES, cases, changed, contained, damaged, peak_memory, places
 
 CONTENT = dict(
     images=[dict(id=7, file_name='scene0000_00/color/0.jpg', width=40, height=30), dict(

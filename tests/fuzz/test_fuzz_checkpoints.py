@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from deit_detr.checkpoints.deit import convert_deit
-from deit_detr.checkpoints.mmdet2x import convert_mmdet2x
 from deit_detr.checkpoints.safe_loading import find_state_dict, load_checkpoint_file
 from deit_detr.errors import UserError
-from fuzzing import cases, contained, damaged, peak_memory
+from deit_detr.migration.checkpoint_2x import convert_mmdet2x
+from deit_detr.migration.deit import convert_deit
+from tests.helpers.fuzzing import cases, contained, damaged, peak_memory
 
 TENSORS = {'backbone.cls_token': torch.ones(1, 1, 4), 'backbone.pos_embed': torch.arange(20.0).reshape(1, 5, 4)}
 CHECKPOINT = dict(

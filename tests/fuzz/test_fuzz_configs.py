@@ -8,13 +8,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from mmengine.config import Config
 
-from conftest import REPO
 from deit_detr.config_values import ConfigValues
 from deit_detr.errors import UserError
 from deit_detr.migration.config_2x import convert_config_2x
 from deit_detr.migration.config_text import config_text
-from deit_detr.migration.legacy_config import read_config_2x
-from fuzzing import ODD_VALUES, cases, changed, contained, damaged, peak_memory, places
+from deit_detr.migration.read_2x import read_config_2x
+from tests.helpers.fuzzing import ODD_VALUES, cases, changed, contained, damaged, peak_memory, places
+from tests.helpers.paths import REPO
 
 LEGACY = REPO / 'tests/data/legacy_2x'
 R50 = LEGACY / 'detr_r50_8x2_150e_coco.py'

@@ -13,10 +13,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from deit_detr.datasets.checked_coco import read_annotations
-from deit_detr.datasets.scannet2coco import convert
-from deit_detr.datasets.scannet_frames import MAX_FRAME_PIXELS, ReadOptions, read_png, read_scene
-from fuzzing import cases, contained, damaged, peak_memory
+from deit_detr.datasets.coco_file import read_annotations
+from deit_detr.scannet.converter import convert
+from deit_detr.scannet.frames import MAX_FRAME_PIXELS, ReadOptions, read_png, read_scene
+from tests.helpers.fuzzing import cases, contained, damaged, peak_memory
 
 SCENE = 'scene0000_00'
 MODES = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'I', 'I;16', 'F')

@@ -12,15 +12,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
-from test_fuzz_frames import ANY_FILE, MODES, image_file, jpeg_header, png_header
 
 import deit_detr
-from conftest import REPO
 from deit_detr.errors import UserError
-from deit_detr.visualization.html import picture
-from deit_detr.visualization.video import VideoFrames, write_video
-from fuzzing import cases, contained, damaged, peak_memory
-from tiny_detector import save_tiny
+from deit_detr.inference.video import VideoFrames, write_video
+from deit_detr.pages.html import picture
+from tests.fuzz.test_fuzz_frames import ANY_FILE, MODES, image_file, jpeg_header, png_header
+from tests.helpers.fuzzing import cases, contained, damaged, peak_memory
+from tests.helpers.paths import REPO
+from tests.helpers.tiny_detector import save_tiny
 
 #: Runs a program when Pillow decodes it, if Ghostscript is installed.
 EPS = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n4 4 moveto\nshowpage\n%%EOF\n'

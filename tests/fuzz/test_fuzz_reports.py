@@ -9,10 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from mmengine.config import Config
 
-from conftest import REPO
-from deit_detr.visualization.report import make_report
-from deit_detr.visualization.work_dir import read_run
-from fuzzing import ODD_VALUES, cases, contained, damaged
+from deit_detr.pages.report import make_report
+from deit_detr.pages.work_dir import read_run
+from tests.helpers.fuzzing import ODD_VALUES, cases, contained, damaged
+from tests.helpers.paths import REPO
 
 RECIPE = REPO / 'projects/deit_detr/configs/detr_deit-tiny_1xb8-50e_mini-scannet.py'
 START = '20260101_000000'

@@ -12,10 +12,10 @@ from mmengine.config import Config
 from deit_detr.errors import UserError
 from deit_detr.migration.config_2x import convert_config_2x
 from deit_detr.migration.config_text import config_text
-from deit_detr.migration.legacy_config import read_config_2x
-from fork_server import start
+from deit_detr.migration.read_2x import read_config_2x
+from tests.helpers.fork_server import start
+from tests.helpers.paths import REPO
 
-REPO = Path(__file__).resolve().parents[2]
 LEGACY = REPO / 'tests/data/legacy_2x'
 TOOL = REPO / 'tools/misc/convert_config_2x.py'
 R50 = LEGACY / 'detr_r50_8x2_150e_coco.py'

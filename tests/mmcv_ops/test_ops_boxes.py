@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 from mmcv.ops import batched_nms, bbox_overlaps, nms, nms_match, soft_nms
-from operators import largest_difference, needs_compiled, ours_and_compiled, random_boxes
+
+from tests.helpers.operators import largest_difference, needs_compiled, ours_and_compiled, random_boxes
 
 pytestmark = pytest.mark.usefixtures('our_operators')
 

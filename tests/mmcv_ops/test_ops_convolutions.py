@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmcv.ops import MaskedConv2d, carafe, carafe_naive, deform_conv2d, modulated_deform_conv2d
-from operators import largest_difference, needs_compiled, ours_and_compiled, with_gradients
 from torch import Tensor
+
+from tests.helpers.operators import largest_difference, needs_compiled, ours_and_compiled, with_gradients
 
 pytestmark = pytest.mark.usefixtures('our_operators')
 

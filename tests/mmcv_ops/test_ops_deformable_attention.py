@@ -3,7 +3,8 @@
 import pytest
 import torch
 from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch
-from operators import with_gradients
+
+from tests.helpers.operators import with_gradients
 
 pytestmark = pytest.mark.usefixtures('our_operators')
 

@@ -15,9 +15,9 @@ import mmcv.ops
 import pytest
 import torch
 from mmcv_ops import OPERATORS, complete, operator
-from operators import COMPILED, needs_compiled
 
-from conftest import REPO
+from tests.helpers.operators import COMPILED, needs_compiled
+from tests.helpers.paths import REPO
 
 PROJECT = REPO / 'projects/mmcv_ops'
 

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 from mmcv.ops import roi_align, roi_pool
-from operators import largest_difference, needs_compiled, ours_and_compiled, with_gradients
+
+from tests.helpers.operators import largest_difference, needs_compiled, ours_and_compiled, with_gradients
 
 pytestmark = pytest.mark.usefixtures('our_operators')
 

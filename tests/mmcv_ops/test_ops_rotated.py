@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from mmcv.ops import box_iou_rotated, nms_rotated
-from operators import largest_difference, needs_compiled, ours_and_compiled
 from shapely import Polygon
+
+from tests.helpers.operators import largest_difference, needs_compiled, ours_and_compiled
 
 pytestmark = pytest.mark.usefixtures('our_operators')
 

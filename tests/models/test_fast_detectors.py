@@ -9,8 +9,9 @@ from mmcv.ops import MultiScaleDeformableAttention
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from conftest import REPO
-from deit_detr.benchmark import build_model, make_batch
+from deit_detr.datasets.noise import make_batch
+from deit_detr.measuring.benchmark import build_model
+from tests.helpers.paths import REPO
 
 RECIPES = {
     'conditional-detr': 'ConditionalDETR', 'dab-detr': 'DABDETR', 'deformable-detr': 'DeformableDETR', 'dino': 'DINO'}

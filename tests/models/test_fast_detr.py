@@ -12,9 +12,9 @@ from mmengine.structures import InstanceData
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import REPO
-from deit_detr.benchmark import make_batch
+from deit_detr.datasets.noise import make_batch
 from deit_detr.models.fast_detr_head import match
+from tests.helpers.paths import REPO
 
 CONFIGS = REPO / 'projects/deit_detr/configs'
 NUM_QUERIES = 12
@@ -299,4 +299,4 @@ def test_unknown_losses_and_costs_are_refused():
 
 @pytest.mark.slow
 def test_averages_of_two_processes_are_equal(run):
-    run(sys.executable, REPO / 'tests/fast_detr_processes.py', CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS=1)
+    run(sys.executable, REPO / 'tests/helpers/processes/fast_detr.py', CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS=1)

@@ -11,8 +11,9 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
-from test_fast_detr import BATCHES, CONFIGS, assert_equal_training, build, images, losses_and_gradients
 from torch._dynamo.utils import counters
+
+from tests.models.test_fast_detr import BATCHES, CONFIGS, assert_equal_training, build, images, losses_and_gradients
 
 RECIPE = CONFIGS / 'detr-fast_deit-tiny_1xb16-150e_scannet.py'
 SHALLOW = {'model.encoder.num_layers': 1, 'model.decoder.num_layers': 1}

@@ -12,9 +12,9 @@ from mmengine.structures import InstanceData
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import box_convert, box_iou, generalized_box_iou
 
-from conftest import REPO
-from deit_detr.benchmark import make_batch
+from deit_detr.datasets.noise import make_batch
 from deit_detr.models.lw_detr_head import IoUAwareBCELoss, apply_deltas
+from tests.helpers.paths import REPO
 
 NUM_QUERIES, NUM_GROUPS = 12, 3
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import deit_detr
 from deit_detr.errors import UserError, run_cli
-from deit_detr.visualization.attention import cross_attention, draw_attention, self_attention
-from deit_detr.visualization.video import write_picture
+from deit_detr.inference.attention import cross_attention, draw_attention, self_attention
+from deit_detr.inference.video import write_picture
 
 
 def parse_args() -> argparse.Namespace:

@@ -19,8 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from deit_detr import benchmark
 from deit_detr.errors import UserError, run_cli
+from deit_detr.files import write_json
+from deit_detr.machine import describe
+from deit_detr.measuring import benchmark
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIGS = REPO / 'projects/deit_detr/configs'
@@ -145,7 +147,7 @@ def data(args: argparse.Namespace) -> dict:
 
 def convert(args: argparse.Namespace) -> dict:
     """Converting frames to COCO files."""
-    from deit_detr.datasets.scannet2coco import convert as scannet2coco
+    from deit_detr.scannet.converter import convert as scannet2coco
 
     if not args.root:
         raise UserError('convert needs --root: the folder scannet_frames_25k')
@@ -167,12 +169,12 @@ def main() -> None:
     args = parse_args()
     if not Path(args.config).is_file():
         raise UserError(f'{args.config}: no such config file')
-    machine = benchmark.machine()
+    machine = describe()
     print(f'{machine["device"]}; torch {machine["torch"]}; commit {machine["commit"]}\n', flush=True)
     tasks = dict(recipes=recipes, data=data, convert=convert)
     numbers = tasks.get(args.task, find_batch if args.find_batch else compare)(args)
     if args.json:
-        benchmark.write_json(args.json, dict(command=vars(args), machine=machine, **numbers))
+        write_json(args.json, dict(command=vars(args), machine=machine, **numbers))
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from deit_detr.errors import run_cli
-from deit_detr.visualization.data_page import make_data_page
+from deit_detr.pages.data_page import make_data_page
 
 
 def parse_args() -> argparse.Namespace:

@@ -23,7 +23,7 @@ from deit_detr.errors import UserError, run_cli  # first: it says in a sentence 
 # isort: split
 from mmengine.config import DictAction
 
-from deit_detr import race
+from deit_detr.measuring import race
 
 TRAIN = Path(__file__).resolve().parents[1] / 'train.py'
 

@@ -13,7 +13,7 @@ from deit_detr.errors import run_cli  # first: it says in a sentence which packa
 # isort: split
 from mmengine.config import DictAction
 
-from deit_detr.visualization.report import make_report
+from deit_detr.pages.report import make_report
 
 EPILOG = """\
 The best checkpoint of the run (or its last) is run on the validation data of its config, and the detections are kept

@@ -1,13 +1,10 @@
 """Render MiniScanNet: synthetic rooms in the layout of scannet_frames_25k."""
 
 import argparse
-import os
 from pathlib import Path
 
-os.environ['DEIT_DETR_REGISTER'] = '0'  # no torch, no mmdet: see deit_detr/__init__.py
-
-from deit_detr.datasets.mini_scannet import make_mini_scannet
 from deit_detr.errors import run_cli
+from deit_detr.scannet.mini_scannet import make_mini_scannet
 
 SPLITS_DIR = Path(__file__).resolve().parents[2] / 'data' / 'splits'
 

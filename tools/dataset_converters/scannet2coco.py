@@ -1,13 +1,10 @@
-"""Command line of ``deit_detr.datasets.scannet2coco``."""
+"""Command line of ``deit_detr.scannet.converter``."""
 
 import argparse
-import os
 from pathlib import Path
 
-os.environ['DEIT_DETR_REGISTER'] = '0'  # no torch, no mmdet: see deit_detr/__init__.py
-
-from deit_detr.datasets.scannet2coco import convert
 from deit_detr.errors import run_cli
+from deit_detr.scannet.converter import convert
 
 SPLITS_DIR = Path(__file__).resolve().parents[2] / 'data' / 'splits'
 

@@ -11,7 +11,7 @@ Examples:
 import argparse
 
 from deit_detr.errors import run_cli
-from deit_detr.export import export_onnx
+from deit_detr.inference.export import export_onnx
 
 
 def parse_args() -> argparse.Namespace:

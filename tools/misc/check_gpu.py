@@ -16,8 +16,8 @@ import argparse
 from pathlib import Path
 
 from deit_detr.errors import run_cli
-from deit_detr.gpu_check.run import GROUPS, check_gpu
-from deit_detr.gpu_check.setting import FAMILIES
+from deit_detr.measuring.gpu_check.run import GROUPS, check_gpu
+from deit_detr.measuring.gpu_check.setting import FAMILIES
 
 
 def parse_args() -> argparse.Namespace:

@@ -12,11 +12,11 @@ Example:
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from deit_detr.errors import UserError, run_cli
+from deit_detr.files import write_text
 from deit_detr.migration.config_2x import convert_config_2x
 
 
@@ -40,10 +40,7 @@ def main() -> int:
         new = Path(args.new)
         if new.resolve() == Path(args.old).resolve():
             raise UserError(f'{new}: old and new config are the same file')
-        new.parent.mkdir(parents=True, exist_ok=True)
-        temporary = new.with_name(f'.{new.name}.{os.getpid()}.tmp')
-        temporary.write_text(converted.text, encoding='utf-8')
-        os.replace(temporary, new)
+        write_text(new, converted.text)
         print(f'{new}: written', file=sys.stderr)
     if converted.by_hand:
         print(f'not translated, to be done by hand ({len(converted.by_hand)}):', file=sys.stderr)

@@ -11,8 +11,8 @@ Example:
 
 import argparse
 
-from deit_detr.checkpoints.deit import convert_deit
 from deit_detr.errors import run_cli
+from deit_detr.migration.deit import convert_deit
 
 
 def parse_args() -> argparse.Namespace:

@@ -10,8 +10,8 @@ Example:
 
 import argparse
 
-from deit_detr.checkpoints.mmdet2x import convert_mmdet2x
 from deit_detr.errors import run_cli
+from deit_detr.migration.checkpoint_2x import convert_mmdet2x
 
 
 def parse_args() -> argparse.Namespace:

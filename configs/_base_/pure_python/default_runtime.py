@@ -4,14 +4,14 @@ from mmengine.hooks import DistSamplerSeedHook, IterTimerHook, LoggerHook, Param
 from mmengine.runner import LogProcessor
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend
 
-from deit_detr.engine.checkpoint_hook import SafeCheckpointHook
-from deit_detr.engine.class_check import ClassCheckHook
-from deit_detr.engine.hints import HintHook
-from deit_detr.engine.hooks import PretrainedCheckHook, SceneVisualizationHook
-from deit_detr.engine.nonfinite import NonFiniteHook
-from deit_detr.engine.preemption import PreemptionHook
-from deit_detr.engine.preflight.run import PreflightHook
-from deit_detr.engine.run_record import RunRecordHook
+from deit_detr.engine.resume.checkpoint_hook import SafeCheckpointHook
+from deit_detr.engine.resume.preemption import PreemptionHook
+from deit_detr.engine.start.class_check import ClassCheckHook
+from deit_detr.engine.start.preflight import PreflightHook
+from deit_detr.engine.start.pretrained_check import PretrainedCheckHook, SceneVisualizationHook
+from deit_detr.engine.watch.hints import HintHook
+from deit_detr.engine.watch.nonfinite import NonFiniteHook
+from deit_detr.engine.watch.run_record import RunRecordHook
 
 default_scope = 'mmdet'
 

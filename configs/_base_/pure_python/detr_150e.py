@@ -4,7 +4,7 @@ from mmengine.runner import TestLoop, ValLoop
 from torch.optim import AdamW
 
 from deit_detr.engine.optim import GroupedOptimWrapperConstructor
-from deit_detr.engine.train_loop import ResumableTrainLoop
+from deit_detr.engine.resume.train_loop import ResumableTrainLoop
 
 max_epochs = 150
 train_cfg = dict(type=ResumableTrainLoop, max_epochs=max_epochs, val_interval=1)

@@ -5,9 +5,20 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+#: Errors of the system that mean: no room is left, the user's share is used up, or the file may not be that large.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class UserError(Exception):
     """Bad input. The message names the file, the field and the fix, and is all the user sees."""
+
+
+class CannotWrite(UserError, OSError):
+    """A file or folder that cannot be written. Made like every ``OSError``, of errno, its text and the path."""
+
+    def __str__(self) -> str:
+        advice = '. Files written before are whole: make room and run this again, a training with --resume'
+        return f'{self.filename}: cannot be written ({self.strerror}){advice if self.errno in DISK_FULL else ""}'
 
 
 def printable(text: str) -> str:
@@ -40,11 +51,9 @@ def run_cli(main: Callable[[], int | None]) -> None:
         print_last(f'error: {sentence}')
         sys.exit(2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in DISK_FULL:
             raise
-        print_last(
-            f'error: {error.filename or "a file"}: cannot be written ({error.strerror}). Files written before '
-            'are whole: make room and run this again, a training with --resume')
+        print_last(f'error: {CannotWrite(error.errno, error.strerror, error.filename or "a file")}')
         sys.exit(2)
     except KeyboardInterrupt:
         print_last('interrupted')

@@ -9,9 +9,8 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, metadata, packages_distributions, requires, version
 from types import TracebackType
 
-from deit_detr.engine.preflight.finding import FAIL
-from deit_detr.engine.preflight.versions import check_versions
 from deit_detr.errors import print_last, printable
+from deit_detr.versions import version_problems
 
 #: Name on the package index, where it differs from the one that is imported.
 INDEX_NAMES = dict(
@@ -49,9 +48,9 @@ def explain(error: BaseException) -> str | None:
     if culprit is None:
         return None
     words = printable(f'{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ""}')
-    status, known = check_versions()
-    if status == FAIL:
-        return f'{known} ({words})'
+    known = version_problems()
+    if known:
+        return f'{"; ".join(known)} ({words})'
     names = _distributions(culprit)
     needs = f'{_title(importer)} needs ' if importer else ''
     if isinstance(error, ModuleNotFoundError) and not names:

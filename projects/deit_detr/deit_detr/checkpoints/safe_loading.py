@@ -12,14 +12,14 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, _weights_only_unpickler
 
-from deit_detr.checkpoints.whole_files import replacing
 from deit_detr.errors import UserError
+from deit_detr.files import replacing
 
 #: NumPy's types of plain numbers, as pickles name them.
 _NUMBERS = frozenset(('b1', *(f'{kind}{size}' for kind in 'iu' for size in (1, 2, 4, 8)), 'f2', 'f4', 'f8'))
 
 
-def allow_mmengine_checkpoints() -> None:
+def install_safe_loading() -> None:
     """Let ``torch.load(..., weights_only=True)``, the default since torch 2.6, read mmengine checkpoints.
 
     The message hub in them keeps its scalars in ``HistoryBuffer`` objects, which hold NumPy arrays. Under the names
@@ -217,11 +217,11 @@ def _is_plain(value: object) -> bool:
 
 
 def save_checkpoint_file(checkpoint: dict, path: str | Path) -> None:
-    """Write a checkpoint through a temporary file beside it, so that no half-written one is left behind.
+    """Write a checkpoint, whole or not at all.
 
     Args:
         checkpoint: What to write.
         path: Where; folders are made, a file there is replaced.
     """
-    with replacing(path) as file:
-        torch.save(checkpoint, file)
+    with replacing(path) as part:
+        torch.save(checkpoint, part)

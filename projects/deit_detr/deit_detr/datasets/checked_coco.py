@@ -1,10 +1,7 @@
 """COCO-format data sets whose annotation files are checked before anything is numbered by them."""
 
-import json
 import logging
-from collections import Counter
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
@@ -13,46 +10,8 @@ from mmdet.visualization.palette import get_palette
 from mmengine.fileio import exists
 from mmengine.logging import print_log
 
+from deit_detr.datasets.coco_file import read_annotations
 from deit_detr.errors import UserError
-
-
-def is_number(value: object) -> bool:
-    """Whether a value from a JSON file is a number that one can calculate with; ``true``, NaN and 1e300 are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2 ** 53
-
-
-def _is_side(value: object) -> bool:
-    return _is_id(value) and 0 < value < 2 ** 31
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_relative(value: object) -> bool:
-    """Whether it is the path of a file below the images' folder, on any system."""
-    return isinstance(value, str) and '\0' not in value and PurePosixPath(value).name != '' and all(
-        not path.anchor and '..' not in path.parts for path in (PurePosixPath(value), PureWindowsPath(value)))
-
-
-def _is_box(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
-
-
-#: What mmdet and pycocotools read of the entries of each list: a test, and what passes it.
-FIELDS: dict[str, dict[str, tuple[Callable[[object], bool], str]]] = dict(
-    categories=dict(id=(_is_id, 'a whole number'), name=(_is_text, 'a text')),
-    images=dict(
-        id=(_is_id, 'a whole number'), file_name=(_is_relative, 'a path relative to the folder of the images'),
-        width=(_is_side, 'a whole number above 0'), height=(_is_side, 'a whole number above 0')),
-    annotations=dict(
-        id=(_is_id, 'a whole number'), image_id=(_is_id, 'a whole number'), category_id=(_is_id, 'a whole number'),
-        bbox=(_is_box, 'four numbers, [left, top, width, height]'), area=(is_number, 'a number'),
-        iscrowd=(lambda value: value in (0, 1), '0 or 1')))
 
 
 @DATASETS.register_module()
@@ -156,76 +115,3 @@ class CheckedCocoDataset(CocoDataset):
                 f'(no box, or smaller than {self.filter_cfg.get("min_size", 0)} px)',
                 logger='current')
         return kept
-
-
-def read_annotations(path: Path, name: str | Path) -> dict:
-    """Read a COCO detection file that nothing has to be read into.
-
-    Args:
-        path: The file.
-        name: What messages call it.
-
-    Returns:
-        dict: Its content, in which :func:`find_problems` finds nothing.
-
-    Raises:
-        UserError: If there is no such file, it is no JSON file, or has problems.
-    """
-    if not path.is_file():
-        raise UserError(f'{name}: no such annotation file')
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f'{name}: not a JSON file ({error})') from None
-    problems = find_problems(content)
-    if problems:
-        raise UserError(f'{name}: {"; ".join(problems)}')
-    return content
-
-
-def find_problems(content: object) -> list[str]:
-    """Look for what makes a COCO detection file unreadable, or readable in more than one way.
-
-    Args:
-        content: The parsed file. ``annotations`` may be missing, as in files for inference.
-
-    Returns:
-        list[str]: A sentence for each kind of problem, which names the field.
-    """
-    if not isinstance(content, dict) or not {'images', 'categories'} <= set(content):
-        return ['not a COCO detection file: fields "images" and "categories" are needed']
-    tables = {name: content.get(name, []) for name in FIELDS}
-    for name, table in tables.items():
-        if not isinstance(table, list) or not all(isinstance(row, dict) for row in table):
-            return [f'field "{name}" has to be a list of objects']
-    problems = [
-        f'field "{field}" is missing in {sum(field not in row for row in table)} of {len(table)} {name}'
-        for name, table in tables.items() for field in FIELDS[name] if any(field not in row for row in table)]
-    problems = problems or [
-        f'field "{field}" of {name} has to be {words}; these are not: {_some([row[field] for row in wrong])} '
-        f'(the first has the id {_some([wrong[0]["id"]])})'
-        for name, table in tables.items() for field, (fits, words) in FIELDS[name].items()
-        if (wrong := [row for row in table if not fits(row[field])])]
-    if problems:
-        return problems
-
-    ids = {name: [row['id'] for row in table] for name, table in tables.items()}
-    for name, values in ids.items():
-        twice = [value for value, count in Counter(values).items() if count > 1]
-        if twice:
-            problems.append(f'ids of {name} have to differ; these do not: {_some(twice)}')
-    if 0 in ids['annotations']:
-        problems.append('ids of annotations have to count from 1: pycocotools takes 0 for "no match"')
-    for field, name in (('category_id', 'categories'), ('image_id', 'images')):
-        unknown = {row[field] for row in tables['annotations']} - set(ids[name])
-        if unknown:
-            problems.append(f'field "{field}" of the annotations has {_some(unknown)}, which {name} has not: '
-                            f'ids there are {_some(ids[name])}')
-    return problems
-
-
-def _some(values: list | set) -> str:
-    """The first few of the values, for a message."""
-    values = sorted(values, key=str) if isinstance(values, set) else values
-    shown = [text if len(text) <= 60 else f'{text[:57]}...' for text in map(ascii, values[:5])]
-    return ', '.join(shown) + (', ...' if len(values) > 5 else '')

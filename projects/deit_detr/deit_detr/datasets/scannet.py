@@ -3,8 +3,8 @@
 from mmdet.registry import DATASETS
 
 from deit_detr.datasets.checked_coco import CheckedCocoDataset
-from deit_detr.datasets.scannet_classes import SCANNET_CLASSES, scannet_metainfo
 from deit_detr.errors import UserError
+from deit_detr.scannet.classes import SCANNET_CLASSES, scannet_metainfo
 
 CONVERT = (
     'convert with tools/dataset_converters/scannet2coco.py --classes {}, or point the data root of the config at the '

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from deit_detr.errors import UserError
 from deit_detr.migration.config_text import config_text
-from deit_detr.migration.legacy_config import LegacyConfig, read_config_2x
 from deit_detr.migration.pipeline_2x import translate_transforms
-from deit_detr.migration.taking_apart import holds, leaves, shortened, take, take_if, unshared
+from deit_detr.migration.read_2x import LegacyConfig, read_config_2x
+from deit_detr.migration.untranslated import holds, leaves, shortened, take, take_if, unshared
 
 #: mmdet backbones whose arguments are the same in 3.x.
 _SAME_BACKBONES = {'ResNet', 'ResNetV1d', 'ResNeXt', 'Res2Net', 'SwinTransformer', 'PyramidVisionTransformer'}

@@ -1,6 +1,6 @@
 """Data pipelines of mmdet 2.x to 3.x."""
 
-from deit_detr.migration.taking_apart import take, take_if
+from deit_detr.migration.untranslated import take, take_if
 
 #: Transforms whose name and arguments are the same in 3.x.
 _SAME_TRANSFORMS = {'PhotoMetricDistortion', 'Expand', 'MinIoURandomCrop', 'CutOut'}

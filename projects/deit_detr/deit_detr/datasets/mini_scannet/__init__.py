@@ -1,9 +1,0 @@
-"""MiniScanNet: synthetic rooms in the layout of scannet_frames_25k.
-
-``textures`` paints surfaces, ``render`` turns meshes into pictures, ``furniture`` holds the meshes,
-``rooms`` furnishes and photographs, ``writer`` makes the data set.
-"""
-
-from .writer import make_mini_scannet
-
-__all__ = ['make_mini_scannet']

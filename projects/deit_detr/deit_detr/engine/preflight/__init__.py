@@ -1,1 +1,0 @@
-"""What can be known about a training run before its first step."""

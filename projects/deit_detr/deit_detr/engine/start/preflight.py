@@ -1,0 +1,187 @@
+"""All checks before training: for a config alone, and for a runner that is about to start."""
+
+import copy
+
+from mmdet.registry import DATASETS, HOOKS, MODELS
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, get_world_size
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.runner import BaseLoop, Runner
+from torch import nn
+from torch.utils.data import Dataset
+
+from deit_detr.engine.start.class_check import class_difference, dataset_classes
+from deit_detr.engine.start.data import check_data, largest_image
+from deit_detr.engine.start.evaluator import build_metrics, check_evaluator
+from deit_detr.engine.start.fields import check_fields
+from deit_detr.engine.start.findings import FAIL, OK, WARN, Finding, require, table
+from deit_detr.engine.start.look import as_finding, attempt, look
+from deit_detr.engine.start.resources import check_disk, check_memory
+from deit_detr.engine.start.trial_step import (
+    TooLarge,
+    check_gradients,
+    check_pretrained,
+    same_random_state,
+    take_step,
+)
+from deit_detr.errors import UserError
+from deit_detr.versions import installed, untested, version_problems
+
+
+def check_config(cfg: Config) -> list[Finding]:
+    """Run all checks on what a config describes; its data and model are built for that, and thrown away.
+
+    Args:
+        cfg: The config of a training run. Not changed.
+
+    Returns:
+        list[Finding]: A row for each check.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    datasets = build_datasets(cfg)
+    findings = check_data_and_config(cfg, datasets)
+    model = attempt(lambda: MODELS.build(copy.deepcopy(cfg.model)).to(get_device()))
+    if isinstance(model, UserError):
+        if not any(finding.check == 'model fields' and finding.status == FAIL for finding in findings):
+            findings.append(Finding('model', FAIL, f'cannot be built: {model}'))  # or the fields say why
+        return findings
+    if look('pretrained', check_pretrained, model).status != FAIL:  # mmengine would stop at a missing file
+        failure = attempt(model.init_weights)
+        if failure is not None:
+            findings.append(Finding('initialization', FAIL, str(failure)))
+    return findings + check_model(model, cfg, _largest_image(datasets.get('train')))
+
+
+def build_datasets(cfg: Config) -> dict[str, Dataset | UserError]:
+    """The data sets of a config's training and validation, or why they cannot be built."""
+    return {
+        split: attempt(DATASETS.build, copy.deepcopy(cfg[f'{split}_dataloader'].dataset))
+        for split in ('train', 'val') if cfg.get(f'{split}_dataloader')}
+
+
+def check_data_and_config(cfg: Config, datasets: dict[str, Dataset | UserError]) -> list[Finding]:
+    """Run the checks that need no model.
+
+    Args:
+        cfg: The config of the run.
+        datasets: See :func:`build_datasets`.
+    """
+    built = {split: dataset for split, dataset in datasets.items() if not isinstance(dataset, UserError)}
+    metrics = attempt(build_metrics, cfg.get('val_evaluator'))
+    findings = [look('versions', _check_versions), look('model fields', check_fields, cfg.model)]
+    findings += [
+        Finding(f'{split} annotations', FAIL, str(error)) for split, error in datasets.items() if split not in built]
+    findings += check_data(built)
+    known = [] if isinstance(metrics, UserError) else metrics
+    findings.append(look('classes', _check_classes, built, known, cfg))
+    if 'val' in built:
+        findings.append(look('evaluator', check_evaluator, metrics, built['val']))
+    return findings
+
+
+def _check_versions() -> tuple[str, str]:
+    problems, others = version_problems(), untested()
+    if problems:
+        return FAIL, '; '.join(problems)
+    if others:
+        return WARN, f'{installed()}; not tested with this version of {", ".join(others)}: bash tools/setup_env.sh'
+    return OK, installed()
+
+
+def _check_classes(datasets: dict[str, Dataset], metrics: list, cfg: Config) -> tuple[str, str]:
+    difference = class_difference(dataset_classes(datasets), dict(val=metrics), cfg.model)
+    return (FAIL, difference) if difference else (OK, 'data, evaluator and model have the same')
+
+
+def _largest_image(dataset: Dataset | UserError | None) -> tuple[int, int] | UserError | None:
+    return None if dataset is None or isinstance(dataset, UserError) else attempt(largest_image, dataset)
+
+
+def check_model(model: nn.Module, cfg: Config, size: tuple[int, int] | UserError | None) -> list[Finding]:
+    """Run the checks that need the model; in every process, because losses average over the processes.
+
+    Args:
+        model: The detector on its device, not wrapped. Not changed.
+        cfg: The config of the run.
+        size: Height and width of the largest training images, in pixels, or why they cannot be made; None without
+            training data.
+
+    Raises:
+        UserError: If a step of one process of several does not fit on its GPU.
+    """
+    fit = look('model fields', check_fields, cfg.model).status != FAIL
+    step = attempt(take_step, model, cfg) if fit else None  # an error of shapes would say less than the fields
+    pipeline = [Finding('train pipeline', FAIL, str(size))] if isinstance(size, UserError) else []
+    memory = attempt(check_memory, model, cfg, *(None if isinstance(x, UserError) else x for x in (step, size)))
+    for result in (step, memory):
+        if isinstance(result, TooLarge) and get_world_size() > 1:  # the others may wait for the losses of this one
+            raise UserError(f'process {get_rank()}: {result}')
+    return pipeline + [
+        look('pretrained', check_pretrained, model), look('gradients', check_gradients, step, cfg),
+        as_finding('memory', memory), look('disk', check_disk, model, cfg)]
+
+
+@HOOKS.register_module()
+class PreflightHook(Hook):
+    """Check a training run before its first step, and stop it for everything that is wrong at once.
+
+    The checks are those of ``tools/preflight.py``, and take seconds. Data is looked at in the first process only; all
+    processes stop together. Nothing of the run is changed, its random numbers included.
+
+    Args:
+        ignore (tuple[str, ...]): Checks, by the names in the table, whose failures do not stop the run.
+    """
+
+    def __init__(self, ignore: tuple[str, ...] = ()) -> None:
+        self.ignore = tuple(ignore)
+
+    def before_run(self, runner: Runner) -> None:
+        """Run the checks, where there is something to train.
+
+        Raises:
+            UserError: With a line for each failure.
+        """
+        if not isinstance(runner._train_loop, BaseLoop):
+            return
+        findings, size = [], [None]
+        if get_rank() == 0:
+            loops = dict(train=runner._train_loop, val=runner._val_loop)
+            datasets = {name: loop.dataloader.dataset for name, loop in loops.items() if isinstance(loop, BaseLoop)}
+            with same_random_state():
+                findings = check_data_and_config(runner.cfg, datasets)
+                size = [_largest_image(datasets['train'])]
+        broadcast_object_list(size)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        findings += check_model(model, runner.cfg, size[0])
+        first, *others = all_gather_object(findings)
+        known = {finding.message for finding in first}
+        first += [
+            Finding(f'{finding.check} of process {rank}', FAIL, finding.message)
+            for rank, of_rank in enumerate(others, 1) for finding in of_rank
+            if finding.status == FAIL and finding.message not in known]
+        runner.logger.info(f'before training:\n{table(first)}')
+        require(first, self.ignore)
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner of a training and its data; where that fails, say everything that is wrong.
+
+    mmengine calls the first hook when model and data are there. What keeps them from being built is the first of
+    perhaps several mistakes, and an error about shapes names none of the fields it comes from.
+
+    Args:
+        cfg: The config of the run. Not changed.
+
+    Raises:
+        UserError: With a line for each failure.
+    """
+    try:
+        runner = Runner.from_cfg(cfg)
+        runner.train_loop, runner.val_loop  # noqa: B018 - builds them
+    except Exception:
+        require(check_data_and_config(cfg, build_datasets(cfg)))
+        raise
+    return runner

@@ -1,0 +1,119 @@
+"""Frames from videos and ScanNet scenes; pictures and videos, written whole or not at all."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from deit_detr.errors import UserError
+from deit_detr.files import replacing
+
+
+def scene_frames(scene: str | Path) -> list[Path]:
+    """Colour frames of a ScanNet scene in the order in which they were taken.
+
+    Args:
+        scene: Folder ``sceneXXXX_YY`` with ``color/*.jpg`` in it, frames named by numbers, padded with zeros or not.
+
+    Returns:
+        list[Path]: The frames; empty if there are none.
+    """
+    return sorted(Path(scene).glob('color/*.jpg'), key=lambda path: (path.stem.zfill(12), path.stem))
+
+
+class VideoFrames:
+    """The frames of a video file, one at a time.
+
+    Args:
+        path: The video.
+
+    Attributes:
+        fps (float): Frames a second; 25 where the file does not say.
+
+    Raises:
+        UserError: If the file is missing, or OpenCV cannot read a frame of it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        if not Path(path).is_file():
+            raise UserError(f'{path}: no such file')
+        with open(path, 'rb') as file:
+            head = file.read(1024)
+        if b'\0' not in head or head.startswith((b'#EXTM3U', b'ffconcat')):  # FFmpeg opens what playlists name
+            raise UserError(f'{path}: neither an image nor a video: this is text')
+        self._capture = cv2.VideoCapture(str(path))
+        found, self._first = self._capture.read()
+        if not found:
+            raise UserError(f'{path}: neither an image nor a video that OpenCV can read')
+        self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
+        self._number = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+
+    def __len__(self) -> int:
+        """Number of frames, as far as the file says it; 0 where it does not."""
+        return max(self._number, 0)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield uint8 arrays ``(height, width, 3)``, BGR. Can be run through once."""
+        frame = self._first
+        while frame is not None:
+            yield frame
+            frame = self._capture.read()[1]
+        self._capture.release()
+
+
+def write_picture(path: str | Path, picture: Image.Image) -> None:
+    """Write a picture.
+
+    Args:
+        path: File to write, in the format that its suffix says; one that is there is replaced. Its folder is made.
+        picture: The picture.
+
+    Raises:
+        UserError: If the suffix is not that of a picture, or the file cannot be written.
+    """
+    with replacing(path) as part:
+        try:
+            picture.save(part, quality=92)  # in those formats that have one
+        except ValueError:
+            raise UserError(f'{path}: the name has to end as a picture does, .jpg or .png') from None
+
+
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> int:
+    """Write an MPEG-4 video (``mp4v``).
+
+    Args:
+        path: File to write, ``*.mp4``; one that is there is replaced. Its folder is made.
+        frames: uint8 arrays ``(height, width, 3)``, BGR, of one size. Of an odd width or height the encoder drops the
+            last column or row.
+        fps: Frames a second.
+
+    Returns:
+        int: Number of frames written.
+
+    Raises:
+        UserError: If there are no frames, sizes differ, or the file cannot be written.
+    """
+    writer, size, number = cv2.VideoWriter(), None, 0
+    with replacing(path) as part:
+        try:
+            for frame in frames:
+                size = size or frame.shape
+                if not number and not writer.open(
+                        str(part), cv2.VideoWriter_fourcc(*'mp4v'), fps, (size[1], size[0])):
+                    raise UserError(f'{path}: cannot be written, or this OpenCV has no MPEG-4 encoder')
+                if frame.shape != size:
+                    raise UserError(
+                        f'{path}: frame {number} is {frame.shape[1]}x{frame.shape[0]}, the first was '
+                        f'{size[1]}x{size[0]}; the frames of a video need one size')
+                writer.write(frame)
+                number += 1
+        finally:
+            writer.release()
+        if not number:
+            raise UserError(f'{path}: there are no frames to write')
+        written = int(cv2.VideoCapture(str(part)).get(cv2.CAP_PROP_FRAME_COUNT))
+        if written != number:  # OpenCV says nothing when the disk is full
+            raise UserError(f'{path}: only {written} of {number} frames could be written. Is the disk full?')
+    return number

@@ -1,0 +1,298 @@
+"""Read the frames of one scene of scannet_frames_25k: sizes, segments, and what is wrong with them.
+
+Pillow decodes PNGs as fast as OpenCV, verifies their checksums on request and reports damage as an exception;
+OpenCV prints libpng's complaint and returns nothing.
+"""
+
+import io
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from deit_detr.images import ImageFileError, decoding, open_image
+from deit_detr.scannet.classes import STUFF_IDS
+
+#: Largest id of the NYU40 label set.
+MAX_NYU40_ID = 40
+#: The largest frame, in pixels: finding its segments takes up to 50 bytes each. Those of ScanNet have 1.25 million.
+MAX_FRAME_PIXELS = 20_000_000
+
+#: How to make instance maps like those of scannet_frames_25k from a raw export; ends several messages.
+COMBINE_HINT = (
+    'map the raw ids of label-filt to NYU40 through scannetv2-labels.combined.tsv (columns id, nyu40id), '
+    'then write instance/*.png as 16-bit: nyu40 * 1000 + instance id, and 0 where nyu40 is 0'
+)
+
+#: EXIF's number of the field that says how to turn an image.
+_ORIENTATION = 0x0112
+
+SCALED_NOTE = 'instance map scaled to the size of its JPEG'
+UNCHECKED_NOTE = 'ids below 1000 not cross-checked, the label map is missing'
+
+
+class Problem(NamedTuple):
+    """Something wrong with the data, as the report file lists it."""
+
+    kind: str
+    file: str
+    text: str
+
+    def __str__(self) -> str:
+        return f'{self.file}: {self.text}'
+
+
+class BadFrame(Exception):
+    """The frame cannot be used; ``problem`` says why."""
+
+    def __init__(self, kind: str, path: Path, text: str):
+        super().__init__(text)
+        self.problem = Problem(kind, str(path), text)
+
+
+class Segment(NamedTuple):
+    """One object of a frame, in pixels of the JPEG."""
+
+    category_id: int
+    bbox: list[int]  # x, y, width, height
+    area: int
+    rle: dict | None  # COCO run-length encoding, on request
+
+
+@dataclass
+class Frame:
+    """What one frame gives. ``size`` (width, height) is ``None`` for a frame that cannot be used."""
+
+    file_name: str
+    size: tuple[int, int] | None = None
+    segments: list[Segment] = field(default_factory=list)
+    num_small: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What to keep of a frame.
+
+    Attributes:
+        category_ids: NYU40 ids to keep.
+        min_area: Segments with fewer pixels are dropped.
+        with_mask: Encode the segmentation of each segment.
+        labelled: ``False`` reads the sizes of the JPEGs only (the test split has no instance maps).
+    """
+
+    category_ids: frozenset[int]
+    min_area: int = 0
+    with_mask: bool = False
+    labelled: bool = True
+
+
+def find_segments(instance_map: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tight box and area of every distinct value.
+
+    They come from horizontal runs of equal pixels, of which a frame has thousands: six times as fast as
+    sorting its million pixels, which is what ``np.unique`` does.
+
+    Args:
+        instance_map: (H, W), uint16, not empty.
+
+    Returns:
+        tuple: Distinct values in ascending order (N,), boxes (N, 4) as x, y, width, height and areas (N,), in
+        pixels. A value with disconnected parts has one box around them all.
+    """
+    height, width = instance_map.shape
+    is_start = np.ones((height, width), dtype=bool)
+    np.not_equal(instance_map[:, 1:], instance_map[:, :-1], out=is_start[:, 1:])
+    starts = np.flatnonzero(is_start)
+    lengths = np.diff(starts, append=height * width)
+    values = instance_map.ravel()[starts]
+
+    # A stable sort keeps the runs of one value in row order, so its first and last run give the rows.
+    order = np.argsort(values, kind='stable')
+    values, lengths = values[order], lengths[order]
+    y, x_min = np.divmod(starts[order], width)
+    first = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
+    last = np.append(first[1:], len(values)) - 1
+
+    left, right = np.minimum.reduceat(x_min, first), np.maximum.reduceat(x_min + lengths, first)
+    boxes = np.stack((left, y[first], right - left, y[last] - y[first] + 1), axis=1)
+    return values[first], boxes, np.add.reduceat(lengths, first)
+
+
+def read_scene(scene_dir: Path, frame_names: Sequence[str], options: ReadOptions) -> list[Frame]:
+    """Read the frames of a scene, in the given order.
+
+    Ids below 1000 are cross-checked with the label map: an export that writes void as ``0 * 1000 + 1``
+    would give a false wall. Such a fault comes from the exporting program, hence shows in every frame, while
+    decoding all label maps would make the conversion half as long again. So the label map is read
+
+    * in the first frame of the scene that has a kept id below 1000,
+    * in all later frames of the scene after one has failed,
+    * wherever an object that is neither wall nor floor has an id below 1000.
+
+    A segment that fails is dropped and listed; the rest of its frame is not affected and is kept.
+
+    Args:
+        scene_dir: Folder with ``color/`` and, when labelled, ``instance/`` and usually ``label/``.
+        frame_names: File names without folder and suffix, such as ``'000100'``.
+        options: What to keep.
+
+    Returns:
+        list[Frame]: One per name, the unusable ones included.
+    """
+    frames = []
+    trusted = None
+    for name in frame_names:
+        frame = Frame(f'{scene_dir.name}/color/{name}.jpg')
+        try:
+            size = read_jpeg_size(scene_dir / 'color' / f'{name}.jpg')
+            if options.labelled:
+                trusted = _read_segments(frame, scene_dir, name, size, options, trusted)
+            frame.size = size
+        except BadFrame as error:
+            frame.problems.append(error.problem)
+        frames.append(frame)
+    return frames
+
+
+def read_jpeg_size(path: Path) -> tuple[int, int]:
+    """Width and height from the header of a JPEG whose last bytes are there.
+
+    Decoding every JPEG would more than double the time of a conversion. An interrupted copy or extraction
+    shows at the end of the file, where the end-of-image marker has to be (zeros of padding may follow it).
+    Damage in the middle is not found.
+
+    Raises:
+        BadFrame: If the file is missing, is not a JPEG or has no end.
+    """
+    try:
+        _refuse_endless(path)
+        with path.open('rb') as file, decoding():
+            image = open_image(file, ('JPEG',), MAX_FRAME_PIXELS)
+            size, turned = image.size, image.getexif().get(_ORIENTATION, 1) != 1
+            file.seek(-min(file.seek(0, io.SEEK_END), 4096), io.SEEK_END)
+            complete = file.read().rstrip(b'\0').endswith(b'\xff\xd9')
+    except FileNotFoundError:
+        raise BadFrame('no-jpeg', path, 'the JPEG of this frame is missing; extract it again') from None
+    except (OSError, ImageFileError) as error:
+        raise BadFrame('bad-jpeg', path, f'unreadable ({error}); extract it again') from None
+    if not complete:
+        raise BadFrame('bad-jpeg', path, 'truncated, the JPEG has no end marker; extract it again')
+    if turned:
+        text = 'has an EXIF orientation, so that training would turn it, but not its boxes; write it upright without'
+        raise BadFrame('turned-jpeg', path, text)
+    return size
+
+
+def _refuse_endless(path: Path) -> None:
+    """Raise OSError for what would be read without end, such as a pipe or a device."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > 4 * MAX_FRAME_PIXELS:
+        raise OSError('no regular file, or too large for a frame')
+
+
+def read_png(path: Path, size: tuple[int, int], need_16_bit: bool = False) -> tuple[np.ndarray, bool]:
+    """Decode a single-channel id map at a given size, after its checksums have been verified.
+
+    Args:
+        path: An 8-bit or 16-bit PNG.
+        size: Width and height to return, by nearest neighbour if the map's own differ.
+        need_16_bit: Refuse other maps: with 8 bits it is the instance map of a raw ScanNetV2 export.
+
+    Returns:
+        tuple: The map (H, W), uint8 or uint16, and whether it had to be scaled.
+
+    Raises:
+        BadFrame: If the file is missing, truncated, damaged, or of another kind.
+    """
+    try:
+        _refuse_endless(path)
+        data = path.read_bytes()
+        with decoding():
+            open_image(io.BytesIO(data), ('PNG',), MAX_FRAME_PIXELS).verify()
+            image = open_image(io.BytesIO(data), ('PNG',), MAX_FRAME_PIXELS)
+        if need_16_bit and not image.mode.startswith('I'):
+            text = (
+                f'not a 16-bit instance map as in scannet_frames_25k (Pillow mode {image.mode}). '
+                f'From a raw ScanNetV2 export? Then {COMBINE_HINT}'
+            )
+            raise BadFrame('not-16-bit', path, text)
+        scaled = image.size != size
+        with decoding():
+            if scaled:
+                image = image.resize(size, Image.Resampling.NEAREST)
+            return np.asarray(image), scaled
+    except FileNotFoundError:
+        raise BadFrame('no-png', path, 'the PNG of this frame is missing; extract it again') from None
+    except (OSError, ImageFileError) as error:
+        text = f'truncated or damaged ({error}); extract it again'
+        raise BadFrame('bad-png', path, text) from None
+
+
+def _read_segments(
+    frame: Frame,
+    scene_dir: Path,
+    name: str,
+    size: tuple[int, int],
+    options: ReadOptions,
+    trusted: bool | None,
+) -> bool | None:
+    """Fill in the segments of a frame; returns whether ids below 1000 of the scene can be trusted so far."""
+    path = scene_dir / 'instance' / f'{name}.png'
+    instance_map, scaled = read_png(path, size, need_16_bit=True)
+    if scaled:
+        frame.notes.append(SCALED_NOTE)
+
+    values, boxes, areas = find_segments(instance_map)
+    semantic = np.where(values < 1000, values, values // 1000)
+    unknown = values[semantic > MAX_NYU40_ID]
+    if unknown.size:
+        text = f'ids {unknown[:5].tolist()} are of no NYU40 class and left out. Raw ids? Then {COMBINE_HINT}'
+        frame.problems.append(Problem('unknown-id', str(path), text))
+
+    keep = np.isin(semantic, list(options.category_ids))
+    plain = values[keep & (values < 1000)]
+    if plain.size and (not trusted or not np.isin(plain, STUFF_IDS).all()):
+        wrong = _disagreeing(instance_map, plain, scene_dir / 'label' / f'{name}.png', size)
+        if wrong is None:
+            frame.notes.append(UNCHECKED_NOTE)
+        else:
+            trusted = trusted is not False and not wrong
+            keep &= ~np.isin(values, wrong)
+        if wrong:
+            text = (
+                f'ids {wrong} are left out: most of their pixels have another id in the label map. Void must '
+                f'be 0, not 0 * 1000 + instance; if this is your own export, {COMBINE_HINT}'
+            )
+            frame.problems.append(Problem('label-disagrees', str(path), text))
+
+    large = areas >= options.min_area
+    frame.num_small = int((keep & ~large).sum())
+    keep &= large
+    rows = zip(values[keep], semantic[keep].tolist(), boxes[keep].tolist(), areas[keep].tolist(), strict=True)
+    frame.segments = [
+        Segment(category, box, area, _encode(instance_map == value) if options.with_mask else None)
+        for value, category, box, area in rows
+    ]
+    return trusted
+
+
+def _disagreeing(instance_map: np.ndarray, plain: np.ndarray, path: Path, size: tuple[int, int]) -> list[int] | None:
+    """Plain ids that the label map does not confirm on most of their pixels; ``None`` without a label map."""
+    if not path.exists():
+        return None
+    label_map, _ = read_png(path, size)
+    return [int(value) for value in plain if np.mean(label_map[instance_map == value] == value) <= 0.5]
+
+
+def _encode(mask: np.ndarray) -> dict:
+    """COCO's compressed run-length encoding of an (H, W) bool mask, as JSON can hold it."""
+    from pycocotools import mask as mask_utils  # only --with-mask needs it
+
+    rle = mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return dict(size=[int(n) for n in rle['size']], counts=rle['counts'].decode('ascii'))
