@@ -1,4 +1,4 @@
-"""Data and weights that the tests share: rooms rendered here, and real inputs when they lie beside the repository."""
+"""Fixtures of all tests: rendered rooms, real inputs if they are beside the repository, devices and processes."""
 
 import sys
 from collections import Counter
@@ -11,15 +11,12 @@ from tests.helpers.drawn_coco import draw_coco
 from tests.helpers.fork_server import speed_up_mmengine, start
 from tests.helpers.paths import REPO, from_shared
 
-#: The files that take longest, longest first. Each is run by one worker, and they should end at the same time.
-LONGEST = (
-    'test_distributed.py', 'test_readme.py', 'test_configs.py', 'test_other_packages.py', 'test_benchmark.py',
-    'test_race.py', 'test_scripts.py', 'test_resume.py', 'test_preflight.py', 'test_onnx.py', 'test_gpu_check.py')
+#: These begin: a test of minutes that starts last keeps everybody waiting.
+FIRST = ('test_readme.py', 'test_distributed.py', 'test_race.py', 'test_import_errors.py', 'test_scripts.py')
 
 
 def pytest_collection_modifyitems(items):
-    place = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 def pytest_collection_finish():
@@ -28,7 +25,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope='module', autouse=True)
 def own_logger():
-    """No test file inherits mmengine's logger: a web server (uvicorn) in an earlier one closes the logger's file."""
+    """Forget mmengine's logger after each test file: a web server (uvicorn) closes the logger's file."""
     yield
     if 'mmengine.logging' in sys.modules:
         sys.modules['mmengine.logging'].MMLogger._instance_dict.clear()
@@ -48,7 +45,7 @@ def deit_checkpoint() -> Path:
 
 @pytest.fixture(scope='session')
 def mini_frames(tmp_path_factory) -> Path:
-    """Rendered rooms in the layout of scannet_frames_25k: 16 training and 8 validation frames of 160x120, 4 a scene."""
+    """Rendered rooms in the layout of scannet_frames_25k: 16 training and 8 validation frames, 160x120, 4 per scene."""
     from deit_detr.scannet.mini_scannet import make_mini_scannet
 
     out_dir = tmp_path_factory.mktemp('rooms') / 'frames'
@@ -58,7 +55,7 @@ def mini_frames(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='session')
 def mini_scannet(mini_frames) -> Path:
-    """The rooms converted: a data root as the recipes expect it."""
+    """The converted rooms: a data root as the recipes expect it."""
     from deit_detr.scannet.converter import convert
 
     convert(mini_frames, mini_frames.parent, REPO / 'data/splits', workers=2)
@@ -77,7 +74,7 @@ def mini_scannet18(mini_frames) -> Path:
 
 @pytest.fixture(scope='session')
 def drawn_coco(tmp_path_factory) -> Path:
-    """The layout, names and ids of COCO 2017, with drawn images."""
+    """Drawn images in the layout and with the names and ids of COCO 2017."""
     from mmdet.datasets import CocoDataset
 
     root = tmp_path_factory.mktemp('coco')
@@ -88,9 +85,25 @@ def drawn_coco(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope='session')
+def detector_files(tmp_path_factory) -> tuple[Path, Path]:
+    """Config and checkpoint of a small detector."""
+    from tests.helpers.tiny_detector import save_tiny
+
+    return save_tiny(tmp_path_factory.mktemp('detector'))
+
+
+@pytest.fixture(scope='session')
+def detector(detector_files):
+    """The loaded small detector; a test must not change it."""
+    import deit_detr
+
+    return deit_detr.load(*detector_files, device='cpu')
+
+
 @pytest.fixture
 def data_roots(monkeypatch, mini_scannet, mini_scannet18, drawn_coco):
-    """Every recipe finds small data where it looks for its own."""
+    """Point the data root of every recipe to small data."""
     for name in ('MMDET_DATASETS', 'MINI_SCANNET_ROOT'):
         monkeypatch.setenv(name, f'{mini_scannet}/')
     monkeypatch.setenv('SCANNET18_ROOT', f'{mini_scannet18}/')
@@ -99,7 +112,7 @@ def data_roots(monkeypatch, mini_scannet, mini_scannet18, drawn_coco):
 
 @pytest.fixture
 def run(tmp_path):
-    """Run a command as a user does, in another folder; fails with its output unless the status is as expected."""
+    """Run a command as a user does, in another folder; fail with its output unless the status is as expected."""
 
     def run(*command, status=0, cwd=tmp_path, timeout=600, own_start=False, **env) -> str:
         result = start(*command, cwd=cwd, env=env, timeout=timeout, own_start=own_start)
@@ -116,7 +129,7 @@ def has_cuda() -> bool:
 
 
 def pytest_generate_tests(metafunc):
-    """A test with an argument ``device`` runs on each type of device that there is."""
+    """Run a test with an argument ``device`` on the CPU and on a GPU, if there is one."""
     if 'device' in metafunc.fixturenames:
         metafunc.parametrize('device', ['cpu', 'cuda'] if has_cuda() else ['cpu'], indirect=True)
 
@@ -131,7 +144,7 @@ def device(request):
 
 @pytest.fixture
 def our_operators(monkeypatch) -> Counter:
-    """mmcv runs the operators of mmcv_ops, also beside a compiled ``_ext``. Counts the calls of each."""
+    """Let mmcv run the operators of mmcv_ops, also beside a compiled ``_ext``, and count the calls of each."""
     import mmcv._ext
     from mmcv_ops import OPERATORS
 
@@ -151,13 +164,13 @@ def our_operators(monkeypatch) -> Counter:
 
 @pytest.fixture
 def operators_as_on_gpu(monkeypatch, our_operators) -> Counter:
-    """mmdet and mmcv take the operators that they take on a GPU: tensors say that they are there. Counts the calls."""
+    """Let mmdet and mmcv choose operators as on a GPU, and count the calls: tensors claim to be there."""
     import mmcv.ops.multi_scale_deform_attn
     import mmdet.models.losses.focal_loss
     import torch
 
     class OnGPU:
-        """``torch`` for the one module that asks it for a GPU; elsewhere the answer would be acted upon."""
+        """``torch`` for the one module that asks for a GPU; elsewhere the answer would have effects."""
 
         cuda = SimpleNamespace(is_available=lambda: True)
 

@@ -163,7 +163,7 @@ def test_pure_python_face_builds_the_same_system(data_roots):
         build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper)).optimizer.state_dict()['param_groups']
         for model, cfg in ((model_a, text), (model_b, pure)))
     assert groups_a == groups_b
-    for field in ('max_epochs', 'auto_scale_lr', 'log_processor.window_size', 'optim_wrapper.clip_grad'):
+    for field in ('train_cfg.max_epochs', 'auto_scale_lr', 'log_processor.window_size', 'optim_wrapper.clip_grad'):
         value_a, value_b = text, pure
         for part in field.split('.'):
             value_a, value_b = value_a[part], value_b[part]

@@ -1,4 +1,4 @@
-"""Several processes compute what one does on the same images, and survive the end of one of them."""
+"""Several processes compute what one process computes on the same images, and survive if one of them ends."""
 
 import json
 import os
@@ -17,24 +17,23 @@ from tests.helpers.paths import REPO
 PROCESSES = REPO / 'tests/helpers/processes'
 CONFIGS = REPO / 'projects/deit_detr/configs'
 pytestmark = pytest.mark.slow
-#: Nothing random in the model, but for its weights: dropout draws other numbers in every process.
+#: Only the weights are random: dropout would draw other numbers in every process.
 WITHOUT_DROPOUT = [
     'model.encoder.layer_cfg.self_attn_cfg.dropout=0', 'model.encoder.layer_cfg.ffn_cfg.ffn_drop=0',
     'model.decoder.layer_cfg.self_attn_cfg.dropout=0', 'model.decoder.layer_cfg.cross_attn_cfg.dropout=0',
-    'model.decoder.layer_cfg.ffn_cfg.ffn_drop=0',
-]  # fmt: skip
+    'model.decoder.layer_cfg.ffn_cfg.ffn_drop=0']
 MODELS = {
     'detr_deit-tiny_1xb8-50e_mini-scannet.py': [
         'model.encoder.num_layers=1', 'model.decoder.num_layers=2', *WITHOUT_DROPOUT,
-        # the recipe, as in 2.x, normalises the class loss in each process by itself
+        # the recipe, as in 2.x, normalizes the class loss in each process separately
         'model.bbox_head.sync_cls_avg_factor=True',
     ],
     'lw-detr_deit-tiny_1xb4-16e_mini-scannet.py': ['model.decoder.num_layers=2'],
-}  # fmt: skip
+}
 
 
 def data_root(folder: Path, mini_scannet: Path, images: int, empty: int | None = None) -> Path:
-    """The first training images, for training and for validation; one of them without a box if asked for."""
+    """Make a data set of the first training images, for training and validation; ``empty`` has no box."""
     content = json.loads((mini_scannet / 'scannet_objdet_train.json').read_text())
     content['images'] = content['images'][:images]
     kept = [image['id'] for index, image in enumerate(content['images']) if index != empty]
@@ -48,7 +47,7 @@ def data_root(folder: Path, mini_scannet: Path, images: int, empty: int | None =
 
 @pytest.mark.parametrize('recipe', MODELS)
 def test_gradients_equal_those_of_one_process(recipe, run, tmp_path, mini_scannet):
-    """Of 8 images the fourth has no box: of 8 processes the fourth has none."""
+    """The fourth of 8 images has no box, so the fourth of 8 processes has none."""
     root = data_root(tmp_path / 'data', mini_scannet, images=8, empty=3)
     run(sys.executable, PROCESSES / 'first_step.py', CONFIGS / recipe, tmp_path, '--processes', 1, 2, 4, 8,
         '--cfg-options', 'model.backbone.init_cfg=None', 'train_dataloader.dataset.filter_cfg=None',
@@ -61,7 +60,7 @@ def test_gradients_equal_those_of_one_process(recipe, run, tmp_path, mini_scanne
         assert several['loss'] == pytest.approx(single['loss'], rel=1e-6)
         for gradient, expected in zip(several['gradients'], single['gradients'], strict=True):
             assert (gradient - expected).abs().max() <= 1e-6 * largest
-            assert (gradient - expected).norm() <= 5e-5 * expected.norm()  # small ones, too; 2e-5 was seen
+            assert (gradient - expected).norm() <= 5e-5 * expected.norm()  # also of small ones; 2e-5 was measured
 
 
 #: A model that learns seven images by heart in seconds.
@@ -86,7 +85,7 @@ randomness = dict(seed=0)
 
 
 def processes_of(launcher: subprocess.Popen) -> dict[int, int]:
-    """Process ids of torchrun's workers by rank."""
+    """Return the process ids of torchrun's workers by rank."""
     found = {}
     for children in Path('/proc', str(launcher.pid), 'task').glob('*/children'):
         for pid in children.read_text().split():
@@ -106,7 +105,7 @@ def wait_for_epoch(epoch: int, work_dir: Path, launcher: subprocess.Popen, secon
 
 @pytest.fixture(scope='module')
 def survivor(tmp_path_factory, mini_scannet) -> tuple[Path, dict, str]:
-    """Two processes learn seven images; one of them is killed, later one stops answering.
+    """Train two processes on seven images; kill one of them, and later stop one, so that it does not answer.
 
     Returns:
         tuple[Path, dict, str]: The folder of config and run, the environment, and what the run printed.
@@ -139,7 +138,7 @@ def test_dead_and_silent_processes_are_replaced(survivor):
 
 
 def test_sharded_evaluation_equals_single_process(survivor, run):
-    """Seven images, two processes: the eighth is there to keep them in step and is not counted."""
+    """With seven images, two processes evaluate an eighth, which is not counted."""
     folder, env, output = survivor
     metrics = [re.search(r'Epoch\(val\) \[15\]\[4/4\] +(coco/.*?) data_time', output)[1].strip()]
     for name, command in (('one', [sys.executable, 'test.py', 'tiny.py', 'run/epoch_15.pth']),
@@ -154,7 +153,7 @@ def test_sharded_evaluation_equals_single_process(survivor, run):
 
 
 def test_two_nodes(run, tmp_path, mini_scannet):
-    """Two network namespaces: what one node sends to the other are the gradients, once a step."""
+    """In two network namespaces, one node sends the other its gradients, once per step."""
     output = run('bash', PROCESSES / 'two_nodes.sh', tmp_path / 'run', MINI_SCANNET_ROOT=f'{mini_scannet}/')
     if output.startswith('skipped'):
         pytest.skip(output)

@@ -1,4 +1,4 @@
-"""The README's commands, taken from the README and run in a copy of the repository, on small data."""
+"""README and docs: their commands, run in a copy of the repository on small data; their tables, links and anchors."""
 
 import os
 import re
@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 from tests.helpers.paths import REPO
 
@@ -30,10 +31,18 @@ ADAPTED = {
     ' test_dataloader.num_workers=0 test_dataloader.persistent_workers=False',
     'mim train mmdet': SMALL,
 }
-#: Commands that are run elsewhere, with where.
-ELSEWHERE = {
-    'python tools/analysis_tools/race.py': 'tests/test_race.py races small recipes; here only: every CONFIG exists',
-}
+READMES = [REPO / 'README.md', REPO / 'README_zh-CN.md']
+MARKDOWN = sorted(
+    path for folder in ('', 'data', 'docs', 'findings', 'projects/deit_detr', 'projects/mmcv_ops')
+    for path in (REPO / folder).glob('*.md'))
+
+
+def tracked_files() -> list[str]:
+    """What git tracks or would track, as names relative to the repository."""
+    names = subprocess.run(
+        ['git', 'ls-files', '--cached', '--others', '--exclude-standard'], cwd=REPO, check=True, capture_output=True,
+        text=True).stdout.splitlines()
+    return sorted({name for name in names if (REPO / name).is_file()})
 
 
 def commands(path: Path) -> list[str]:
@@ -42,12 +51,63 @@ def commands(path: Path) -> list[str]:
     return [line.strip() for block in blocks for line in block.replace('\\\n', ' ').splitlines() if line.strip()]
 
 
-def test_both_readmes_have_the_same_commands():
-    assert commands(REPO / 'README.md') == commands(REPO / 'README_zh-CN.md')
+def prose(path: Path) -> str:
+    """The text of a Markdown file without its code blocks."""
+    return re.sub(r'^ *```.*?^ *```', '', path.read_text(), flags=re.M | re.S)
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a Markdown file."""
+    headings = re.findall(r'^#+ (.+)$', prose(path), flags=re.M)
+    return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
+
+
+def test_both_readmes_have_the_same_code():
+    first, second = (re.findall(r'^```\w+\n.*?^```', path.read_text(), flags=re.M | re.S) for path in READMES)
+    assert first == second
+
+
+@pytest.mark.parametrize('path', READMES, ids=lambda path: path.name)
+def test_readme_fits_on_two_screens(path):
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 110
+    assert not [line for line in lines if len(line) > (200 if line.startswith('|') else 120)]
+
+
+@pytest.mark.parametrize('path', MARKDOWN, ids=lambda path: str(path.relative_to(REPO)))
+def test_links_anchors_and_table_heads(path):
+    for target in re.findall(r'\]\(([^)\s]+)\)', prose(path)):
+        if not target.startswith('http'):
+            name, _, anchor = target.partition('#')
+            file = path.parent / name if name else path
+            assert file.exists(), target
+            assert not anchor or anchor in anchors(file), target
+    heads = re.findall(r'^(\|.*)\n\|[-:| ]+\|$', prose(path), flags=re.M)
+    assert not [head for head in heads if not head.strip('| ')]
+
+
+def test_files_name_pages_that_exist():
+    for name in tracked_files():
+        for page, anchor in re.findall(
+                r'\b((?:docs|data)/\w+\.md)(?:#([\w-]+))?', (REPO / name).read_text(errors='replace')):
+            assert (REPO / page).exists(), f'{name} names {page}'
+            assert not anchor or anchor in anchors(REPO / page), f'{name} names {page}#{anchor}'
+
+
+def test_your_own_data_in_five_lines(tmp_path):
+    """The README's config is the one of docs/data.md, which tests/datasets/test_your_own_data.py trains."""
+    configs = []
+    for name in ('README.md', 'docs/data.md'):
+        (text,) = re.findall(r"^```python\n(_base_ = .*?)^```", (REPO / name).read_text(), flags=re.M | re.S)
+        path = tmp_path / f'{len(configs)}.py'
+        path.write_text(text.replace("'../projects", f"'{REPO}/projects"))
+        configs.append(Config.fromfile(path))
+    for key in ('model', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'val_evaluator', 'test_evaluator'):
+        assert configs[0][key] == configs[1][key]
 
 
 def test_race_names_six_recipes():
-    (command,) = [command for command in commands(REPO / 'README.md') if 'race.py' in command]
+    (command,) = [command for command in commands(REPO / 'docs/benchmarks.md') if 'race.py' in command]
     configs = subprocess.run(
         ['bash', '-c', f'shopt -s failglob; echo {command.split("race.py")[1].split("--")[0]}'], cwd=REPO, check=True,
         capture_output=True, text=True).stdout.split()
@@ -65,13 +125,9 @@ def test_manual_installation_is_what_the_script_does():
 def checkout(tmp_path_factory, mini_frames) -> Path:
     """A copy of what git tracks, with an archive of rendered frames where the README expects ScanNet's."""
     folder = tmp_path_factory.mktemp('readme') / 'deit-detr'
-    files = subprocess.run(
-        ['git', 'ls-files', '--cached', '--others', '--exclude-standard'], cwd=REPO, check=True, capture_output=True,
-        text=True).stdout.split('\n')
-    for name in filter(None, files):
-        if (REPO / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(REPO / name, folder / name)
+    for name in tracked_files():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPO / name, folder / name)
     with zipfile.ZipFile(folder / 'scannet_frames_25k.zip', 'w') as archive:
         for path in sorted(mini_frames.rglob('*')):
             if path.is_file():
@@ -85,11 +141,10 @@ def test_readme_commands_run(checkout, run):
     # the copy's package goes before the installed one
     env = dict(PYTHONPATH=checkout / 'projects/deit_detr', CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS=1)
     ran = 0
-    for command in commands(REPO / 'README.md'):
-        if any(command.startswith(start) for start in ELSEWHERE):
-            continue
+    mim = [command for command in commands(REPO / 'docs/train.md') if command.startswith('mim')]
+    for command in commands(REPO / 'README.md') + mim:
         (start,) = [start for start in ADAPTED if command.startswith(start)] or pytest.fail(
-            f'README command without an entry in ADAPTED or ELSEWHERE: {command}')
+            f'README command without an entry in ADAPTED: {command}')
         if start == 'unzip' and not shutil.which('unzip'):
             command = 'python -m zipfile -e scannet_frames_25k.zip .'
         if start in ('bash tools/dist_train.sh', 'bash tools/dist_test.sh'):
@@ -98,6 +153,7 @@ def test_readme_commands_run(checkout, run):
             env.pop('OMP_NUM_THREADS', None)
         if start == 'bash tools/dist_test.sh':
             command = command.replace('epoch_150.pth', 'epoch_1.pth')
+            assert os.path.exists(checkout / 'work_dirs/detr_deit-tiny_8xb1-150e_scannet/epoch_1.pth')
         if start == 'mim train mmdet':
             pytest.importorskip('mim')
             command = command.replace('--gpus 8 --launcher pytorch', '--gpus 0')  # mmdet's own script wants GPUs
@@ -110,4 +166,3 @@ def test_readme_commands_run(checkout, run):
             assert '<section id="pictures">' in (checkout / report).read_text()
             assert 'training from scratch' in output or 'downloaded' in output
     assert ran == len(ADAPTED)
-    assert os.path.exists(checkout / 'work_dirs/detr_deit-tiny_8xb1-150e_scannet/epoch_1.pth')

@@ -1,4 +1,4 @@
-"""The shell scripts: what they pick, what they pass on, and what they say when something is missing."""
+"""The shell scripts: what they choose, what they pass on, and their messages when something is missing."""
 
 import os
 import socket

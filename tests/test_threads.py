@@ -1,6 +1,7 @@
-"""Threads beside other programs: as many as there are cores for them, unless the user has said how many."""
+"""Threads beside other programs: one for each free core, unless the user has set their number."""
 
 import os
+import sys
 import time
 
 import pytest
@@ -33,7 +34,7 @@ def test_cores_of_others_are_left_to_them(busy, own, seconds, expected, four_cor
     monkeypatch.setattr(threads, 'read_load', lambda: Load(100 + busy, own, 50 + seconds))
     threads.fit_threads(Load(100.0, 0.0, 50.0))
     assert torch.get_num_threads() == expected
-    assert threads.words().startswith(f'{expected} threads on 4 cores')
+    assert threads.describe().startswith(f'{expected} threads on 4 cores')
 
 
 def test_what_the_user_says_counts(four_cores, monkeypatch):
@@ -44,18 +45,28 @@ def test_what_the_user_says_counts(four_cores, monkeypatch):
     assert torch.get_num_threads() == 4
 
 
-@pytest.mark.parametrize('env, expected', [
-    ({}, threads.SPINS), (dict(GOMP_SPINCOUNT='7'), '7'), (dict(OMP_WAIT_POLICY='active'), 'None')])
-def test_waiting_is_bounded_before_torch_is_imported(env, expected, run, monkeypatch):
+@pytest.mark.slow
+def test_waiting_is_bounded_before_torch_is_imported(run, monkeypatch):
     for name in threads.WAITING:
         monkeypatch.delenv(name, raising=False)
     code = 'import os, deit_detr; print(os.environ.get("GOMP_SPINCOUNT"))'
-    assert run('python', '-W', 'ignore', '-c', code, **env).strip() == expected
-    later = run('python', '-W', 'ignore', '-c', f'import torch; {code}', **env).strip()
-    assert later == env.get('GOMP_SPINCOUNT', 'None')
+    assert run('python', '-W', 'ignore', '-c', code).strip() == threads.SPINS
 
 
-@pytest.mark.skipif(not os.path.exists('/proc/stat'), reason='the system does not tell')
+@pytest.mark.parametrize('env, imported, expected', [
+    ({}, False, threads.SPINS), ({}, True, None), (dict(GOMP_SPINCOUNT='7'), False, '7'),
+    (dict(GOMP_SPINCOUNT='7'), True, '7'), (dict(OMP_WAIT_POLICY='active'), False, None)])
+def test_waiting_is_bounded_only_if_that_has_an_effect(env, imported, expected, monkeypatch):
+    """The user's settings count, and torch reads the variable only when it is imported."""
+    if not imported:
+        monkeypatch.delitem(sys.modules, 'torch')
+    variables = {name: value for name, value in os.environ.items() if name not in threads.WAITING} | env
+    monkeypatch.setattr(os, 'environ', variables)
+    threads.bound_waiting()
+    assert variables.get('GOMP_SPINCOUNT') == expected
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/stat'), reason='unknown on this system')
 def test_load_is_that_of_the_system():
     before, end = threads.read_load(), time.perf_counter() + 0.5
     while time.perf_counter() < end:

@@ -1,4 +1,4 @@
-"""The command lines, run for real on rendered rooms."""
+"""The command-line tools, run on rendered rooms."""
 
 import sys
 
@@ -14,7 +14,7 @@ CONFIG = REPO / 'projects/deit_detr/configs/detr_deit-tiny_1xb8-50e_mini-scannet
 
 @pytest.fixture(scope='module')
 def trained(mini_scannet, tmp_path_factory):
-    """A work folder after one epoch of train.py, and what it printed."""
+    """Train for one epoch; return the work folder and the output."""
     work_dir = tmp_path_factory.mktemp('trained')
     result = start(
         sys.executable, TOOLS / 'train.py', CONFIG, '--work-dir', work_dir, '--auto-scale-lr', *TINY_RUN,
@@ -69,9 +69,19 @@ def test_test_evaluates_and_draws(trained, mini_scannet, run, tmp_path):
     assert (tmp_path / 'predictions.pkl').is_file()
 
 
+@pytest.mark.parametrize('hooks', [[], ['custom_hooks=[]']], ids=['recipe', 'config of another project'])
+def test_checkpoint_that_does_not_fit_is_not_tested(hooks, trained, mini_scannet, run):
+    output = run(
+        sys.executable, TOOLS / 'test.py', CONFIG, trained[0] / 'epoch_1.pth', *TINY_RUN, 'model.num_queries=30',
+        'model.test_cfg.max_per_img=30', *hooks, MINI_SCANNET_ROOT=f'{mini_scannet}/', status=2)
+    (error,) = [line for line in output.splitlines() if line.startswith('error: ')]
+    assert 'epoch_1.pth: does not fit the model: 1 tensors are of another shape (query_embedding.weight (' in error
+    assert 'Epoch(test)' not in output
+
+
 @pytest.mark.slow
 def test_mim_trains_and_tests_from_another_folder(trained, mini_scannet, run, tmp_path):
-    """`mim` runs mmdet's own scripts: the installed package is all that brings this project along."""
+    """`mim` runs mmdet's scripts, which find this project only because it is installed."""
     pytest.importorskip('mim')
     work_dir, _ = trained
     env = dict(MINI_SCANNET_ROOT=f'{mini_scannet}/')

@@ -8,7 +8,7 @@ Examples:
     python tools/demo.py CONFIG.py CHECKPOINT.pth data/scannet-frames/val/scene0011_00
     python tools/demo.py CONFIG.py CHECKPOINT.pth --web
 
-A scene is a folder with color/*.jpg in it; its frames become a video. Class colours are the same everywhere.
+A scene is a folder with color/*.jpg; its frames become a video. The colours of the classes are always the same.
 """
 
 import argparse
@@ -16,7 +16,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from deit_detr.errors import UserError, run_cli  # first: it says in a sentence which package cannot be imported
+from deit_detr.command_line import run_cli  # first: it says in a sentence which package cannot be imported
+from deit_detr.errors import UserError
 
 # isort: split
 import numpy as np
@@ -34,21 +35,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('input', nargs='?', type=Path, help='picture, folder of pictures, video or scene folder')
     parser.add_argument('--out-dir', type=Path, default=Path('demo'), help='folder for the results (default: demo)')
-    parser.add_argument('--score-thr', type=float, default=0.3, help='least score, 0 to 1 (default: 0.3)')
-    parser.add_argument('--fps', type=float, help="frames a second of the video (default: the input's; 2 for a scene)")
+    parser.add_argument('--score-thr', type=float, default=0.3, help='minimum score, 0 to 1 (default: 0.3)')
+    parser.add_argument('--fps', type=float, help="frames per second (default: the input's; 2 for a scene)")
     parser.add_argument('--device', help='e.g. cpu or cuda:1 (default: the GPU if there is one)')
-    parser.add_argument('--web', action='store_true', help='a page in the browser instead of an input')
+    parser.add_argument('--web', action='store_true', help='serve a page for the browser instead of reading an input')
     parser.add_argument('--port', type=int, default=7860, help='port of the page (default: 7860)')
     args = parser.parse_args()
     if args.web == (args.input is not None):
-        parser.error('name either an input or --web')
+        parser.error('give either an input or --web')
     if args.fps is not None and args.fps <= 0:
         parser.error(f'--fps {args.fps:g}: has to be more than 0')
     return args
 
 
 def draw_pictures(detector, paths: list[Path], out_dir: Path, score_thr: float) -> None:
-    """Draw each picture into ``out_dir``, under its own name."""
+    """Draw the detections of each picture into a file of the same name in ``out_dir``."""
     for path in paths:
         out = place_for(path, out_dir / path.name)
         start = time.perf_counter()
@@ -62,22 +63,22 @@ def draw_pictures(detector, paths: list[Path], out_dir: Path, score_thr: float) 
 
 
 def draw_video(detector, frames: Iterable[np.ndarray | Path], out: Path, fps: float, score_thr: float) -> None:
-    """Write a video of the frames with what was found in them."""
+    """Write a video of the frames with their detections."""
     progress = tqdm(frames, total=len(frames) or None, unit='frame', desc=out.name)
     drawn = (np.asarray(detector.draw(frame, detector(frame, score_thr)))[..., ::-1] for frame in progress)
     number = write_video(out, drawn, fps)
-    print(f'{out}: {number} frames, {fps:g} a second')
+    print(f'{out}: {number} frames, {fps:g} per second')
 
 
 def place_for(path: Path, out: Path) -> Path:
-    """The file to write, which must not be the input."""
+    """Return ``out``; raise UserError if it is the input."""
     if out.resolve() == path.resolve():
-        raise UserError(f'{path}: would be overwritten. Name another --out-dir')
+        raise UserError(f'{path}: would be overwritten. Choose another --out-dir')
     return out
 
 
 def main() -> None:
-    """Look what the input is, and draw."""
+    """Detect and draw according to the kind of input."""
     args = parse_args()
     if args.input is not None and not args.input.exists():
         raise UserError(f'{args.input}: no such file or folder')

@@ -2,7 +2,7 @@
 # Train with one process a GPU:  bash tools/dist_train.sh CONFIG GPUS [arguments of train.py]
 # Several nodes: set NNODES, NODE_RANK, MASTER_ADDR and PORT on each.
 # MAX_RESTARTS=N starts all processes again, up to N times, when one dies; each start, the first too, resumes.
-# With fewer GPUs than processes the job is rehearsed on the CPU.
+# With fewer GPUs than processes the job runs on the CPU.
 set -euo pipefail
 . "$(dirname "$0")/launch_common.sh"
 [ $# -ge 2 ] || { sed -n '2,5s/^# //p' "$0" >&2; exit 2; }

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Check what training needs: versions, machine, data, config and model. Takes seconds and trains nothing.
 
-One line a check: ok, warn, FAIL with what to do, or unknown where it could not be looked at. The status is 1 if one
-fails. Training runs the same checks at its start (PreflightHook).
+Prints one line per check: ok, warn, FAIL with the fix, or unknown if it cannot be checked. The exit status is 1 if a
+check fails. Training runs the same checks at its start (PreflightHook).
 
 Example:
     python tools/preflight.py projects/deit_detr/configs/detr_deit-tiny_8xb1-150e_scannet.py
@@ -10,14 +10,14 @@ Example:
 
 import argparse
 
+from deit_detr.command_line import run_cli
 from deit_detr.engine.start.findings import FAIL, table
 from deit_detr.engine.start.launch import add_run_arguments, load_config
 from deit_detr.engine.start.preflight import check_config
-from deit_detr.errors import run_cli
 
 
 def main() -> int:
-    """Check and print."""
+    """Run the checks and print their findings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
     add_run_arguments(parser)

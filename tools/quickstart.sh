@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh machine to a trained detector on rendered rooms:  bash tools/quickstart.sh
-# Environment, MiniScanNet, conversion, training, evaluation, pictures, report. What is finished is skipped on the next
-# call.
+# Environment, MiniScanNet, conversion, training, evaluation, pictures, report. Called again after an interruption, it
+# continues where it stopped; evaluation and report run each time.
 # Arguments go to make_mini_scannet.py, e.g. --train 40 --val 8 for a first look in a minute or two.
 #
 #   DEIT_CHECKPOINT=deit-tiny.pth   pretrained weights from a file (otherwise they are downloaded, if that is possible)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-r"""Evaluate a checkpoint: mmdet's test.py.
+r"""Evaluate a checkpoint: mmdet's test.py, which stops if the checkpoint does not fit the config.
 
 Example:
     python tools/test.py projects/deit_detr/configs/detr_deit-tiny_8xb1-150e_scannet.py \\
@@ -9,12 +9,14 @@ Example:
 import argparse
 from pathlib import Path
 
-from deit_detr.errors import UserError, run_cli  # first: it says in a sentence which package cannot be imported
+from deit_detr.command_line import run_cli  # first: names a package that cannot be imported in a sentence
+from deit_detr.errors import UserError
 
 # isort: split
 from mmdet.evaluation import DumpDetResults
 from mmengine.runner import Runner
 
+from deit_detr.engine.start.class_check import ClassCheckHook
 from deit_detr.engine.start.launch import add_run_arguments, load_config
 
 
@@ -43,6 +45,8 @@ def main() -> None:
     if args.show_dir:
         cfg.default_hooks.visualization.update(draw=True, test_out_dir=args.show_dir)
     runner = Runner.from_cfg(cfg)
+    if not any(isinstance(hook, ClassCheckHook) for hook in runner.hooks):  # a config of another project
+        runner.register_hook(ClassCheckHook())
     if args.out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     runner.test()

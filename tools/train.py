@@ -7,7 +7,8 @@ Example:
 
 import argparse
 
-from deit_detr.errors import UserError, run_cli  # first: it says in a sentence which package cannot be imported
+from deit_detr.command_line import run_cli  # first: names a package that cannot be imported in a sentence
+from deit_detr.errors import UserError
 
 # isort: split
 import torch
@@ -25,10 +26,10 @@ def parse_args() -> argparse.Namespace:
         help='continue from a checkpoint, or without a value from the latest one in the work folder')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision in bfloat16')
     parser.add_argument(
-        '--auto-scale-lr', action='store_true', help='scale the learning rate by the real batch size')
+        '--auto-scale-lr', action='store_true', help='scale the learning rate to the actual batch size')
     parser.add_argument(
         '--deterministic', action='store_true',
-        help='the same weights each time, on the same machine and software; set randomness.seed, too')
+        help='get the same weights each time on the same machine and software; also set randomness.seed')
     add_run_arguments(parser)
     return parser.parse_args()
 

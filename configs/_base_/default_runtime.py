@@ -1,6 +1,6 @@
 """What every recipe shares: registration, hooks, logging, environment."""
 default_scope = 'mmdet'
-custom_imports = dict(imports=['deit_detr'], allow_failed_imports=False)  # and with it mmpretrain.models
+custom_imports = dict(imports=['deit_detr'], allow_failed_imports=False)  # it imports mmpretrain.models
 
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
@@ -13,13 +13,17 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SceneVisualizationHook'))
 custom_hooks = [
-    dict(type='PreflightHook'), dict(type='PretrainedCheckHook'), dict(type='ClassCheckHook'),
-    dict(type='NonFiniteHook', max_skips=0), dict(type='HintHook')]
+    dict(type='PreflightHook'),
+    dict(type='PretrainedCheckHook'),
+    dict(type='ClassCheckHook'),
+    dict(type='NonFiniteHook', max_skips=0),
+    dict(type='HintHook'),
+]
 
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl', timeout=600))  # seconds that a process waits for the others; docs/scaling.md
+    dist_cfg=dict(backend='nccl', timeout=600))  # seconds a process waits for the others; docs/scale.md
 
 vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
 visualizer = dict(type='DetLocalVisualizer', vis_backends=vis_backends, name='visualizer')

@@ -1,4 +1,4 @@
-"""Build in a temporary folder: one left in the sources would put files into a wheel that are no longer there."""
+"""Build in a temporary folder: a build folder in the sources would add deleted files to a wheel."""
 
 import atexit
 import shutil

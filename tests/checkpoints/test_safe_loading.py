@@ -10,6 +10,7 @@ from mmengine.logging import HistoryBuffer
 
 from deit_detr.checkpoints.safe_loading import (
     find_state_dict,
+    forget_checkpoint,
     load_checkpoint_file,
     save_checkpoint_file,
 )
@@ -53,6 +54,20 @@ def test_unusable_files(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as caught:
         load_checkpoint_file(path)
     assert str(path) in str(caught.value)
+
+
+def test_content_is_kept_for_one_more_call(tmp_path):
+    first, second = tmp_path / 'first.pth', tmp_path / 'second.pth'
+    for path in (first, second):
+        save_checkpoint_file({'x': 1}, path)
+    kept = load_checkpoint_file(first, again=True)
+    assert load_checkpoint_file(second) == kept, 'such as the pretrained backbone of a resumed training'
+    assert load_checkpoint_file(str(first)) is kept
+    assert load_checkpoint_file(first) is not kept
+    kept = load_checkpoint_file(first, again=True)
+    save_checkpoint_file({'x': 2}, first)
+    assert load_checkpoint_file(first) == {'x': 2}, 'the file has changed'
+    forget_checkpoint()
 
 
 def test_missing_file(tmp_path):

@@ -1,14 +1,12 @@
-"""Data in object storage: the same images and annotations as on disk, and a run that reads nothing else."""
+"""Data in object storage: the same images and annotations as on disk, and a run that reads only these."""
 
 import json
 
-import boto3
 import numpy as np
 import pytest
 from mmdet.registry import DATASETS, METRICS
 from mmengine.fileio import get_file_backend
 from mmengine.registry import init_default_scope
-from moto.server import ThreadedMotoServer
 
 from deit_detr.errors import UserError
 from tests.helpers.paths import REPO, TINY_RUN
@@ -20,7 +18,10 @@ ROOT = 's3://rooms/scannet-frames/'
 
 @pytest.fixture(scope='module')
 def endpoint(mini_scannet):
-    """Address of an S3 server on this machine that has the converted rooms."""
+    """Return the address of an S3 server on this machine with the converted rooms."""
+    import boto3
+    from moto.server import ThreadedMotoServer  # half a second, which only this process has to spend
+
     server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -57,7 +58,7 @@ def test_same_data_as_on_disk(mini_scannet, endpoint):
 
 @pytest.mark.slow
 def test_training_and_evaluation_from_storage(run, tmp_path, endpoint):
-    """Only the address of the data changes. Worker processes are forked from one that has read from the storage."""
+    """Only the address of the data changes. Workers are forked from a process that has read from the storage."""
     output = run(
         'python', REPO / 'tools/train.py', CONFIG, '--work-dir', tmp_path / 'run', *TINY_RUN, 'train_cfg.max_epochs=1',
         'train_dataloader.num_workers=1', 'val_dataloader.num_workers=1',
@@ -75,6 +76,7 @@ def test_says_what_is_wrong(endpoint, monkeypatch):
         get_file_backend('s3://rooms/nothing').get('s3://rooms/nothing')
     with pytest.raises(UserError, match='gs://rooms/file: .*gcsfs.*requirements/optional.txt'):
         get_file_backend('gs://rooms/file').get('gs://rooms/file')
+    monkeypatch.setenv('AWS_MAX_ATTEMPTS', '1')  # otherwise it waits between attempts
     nobody = get_file_backend(backend_args=dict(backend='fsspec', endpoint_url='http://127.0.0.1:1'))
     with pytest.raises(UserError, match='s3://rooms/file: .*endpoint come from backend_args'):
         nobody.get('s3://rooms/file')

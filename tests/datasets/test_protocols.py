@@ -1,4 +1,4 @@
-"""The protocols of docs/protocols.md: COCO's as mmdet has it, Pri3D's against its rules in plain words."""
+"""The protocols of docs/data.md: COCO's as in mmdet, and Pri3D's against a plain version of its rules."""
 
 import copy
 import json
@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from mmdet.evaluation import CocoMetric
-from mmdet.registry import METRICS
+from mmdet.registry import METRICS, MODELS
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 
 from deit_detr.errors import UserError
 from deit_detr.evaluation.pri3d import Pri3DMetric
@@ -24,7 +25,7 @@ ALL, KEPT = scannet_metainfo(20), scannet_metainfo(18)
 
 
 def evaluate(metric: CocoMetric, predictions: dict[int, tuple], classes: tuple[str, ...]) -> dict:
-    """AP of predictions: image id -> boxes (n, 4, corners), scores (n,) and labels (n,)."""
+    """Return the AP of predictions: image id -> boxes (n, 4, corners), scores (n,) and labels (n,)."""
     metric.dataset_meta = dict(classes=classes)
     for img_id, (boxes, scores, labels) in predictions.items():
         instances = dict(
@@ -46,7 +47,7 @@ def frames(mini_scannet18, tmp_path) -> Path:
 
 @pytest.fixture
 def predictions(frames) -> dict[int, tuple]:
-    """The boxes of the file, moved a little, with random scores and some false boxes; labels of 18 classes."""
+    """Return the boxes of the file, slightly shifted, with random scores and false boxes; labels of 18 classes."""
     generator = np.random.default_rng(0)
     content = json.loads(frames.read_text())
     result = {}
@@ -92,7 +93,7 @@ def test_each_rule_changes_the_ap(frames, predictions):
 
 
 def test_model_of_20_classes_by_names(frames, predictions):
-    """Its labels are others, and its walls and floors do not count, wherever they are."""
+    """Its labels differ, and its walls and floors do not count."""
     of_20 = {
         key: (np.concatenate([boxes, boxes]), np.concatenate([scores, scores + 1]), np.concatenate([
             [ALL['classes'].index(KEPT['classes'][label]) for label in labels], labels % 2]).astype(int))
@@ -102,7 +103,7 @@ def test_model_of_20_classes_by_names(frames, predictions):
 
 
 def test_file_with_classes_that_the_model_has_not(mini_scannet, predictions):
-    with pytest.raises(UserError, match=r"has the classes \['wall', 'floor'\], which the data set has not"):
+    with pytest.raises(UserError, match=r"has the classes \['wall', 'floor'\], which the data set does not have"):
         evaluate(Pri3DMetric(f'{mini_scannet}/scannet_objdet_val.json'), predictions, KEPT['classes'])
 
 
@@ -127,7 +128,7 @@ def test_coco_is_evaluated_as_mmdet_does(monkeypatch):
 
 
 def test_recipe_of_18_classes_reports_both_protocols(data_roots):
-    """The test evaluators of the recipe on the same predictions: perfect boxes, half of them with low scores."""
+    """Run the test evaluators of the recipe on perfect boxes, half of them with low scores."""
     cfg = Config.fromfile(CONFIGS / 'detr_deit-tiny_8xb1-150e_scannet18.py')
     coco, pri3d = (METRICS.build(copy.deepcopy(metric)) for metric in cfg.test_evaluator)
     content = json.loads(Path(cfg.val_evaluator.ann_file).read_text())
@@ -145,7 +146,7 @@ def test_recipe_of_18_classes_reports_both_protocols(data_roots):
 @pytest.mark.parametrize('recipe, expected', [
     ('detr_deit-tiny_8xb1-150e_scannet18', {'coco', 'pri3d'}), ('detr_deit-tiny_8xb1-150e_scannet', {'pri3d'})])
 def test_documented_commands_evaluate(recipe, expected, mini_scannet, mini_scannet18, tmp_path, run):
-    page = (REPO / 'docs/protocols.md').read_text().replace('\\\n', ' ')
+    page = (REPO / 'docs/data.md').read_text().replace('\\\n', ' ')
     (command,) = re.findall(rf'^python tools/test.py \S+/{recipe}.py .*', page, flags=re.M)
 
     for name in ('projects', 'tools', 'configs'):
@@ -155,11 +156,15 @@ def test_documented_commands_evaluate(recipe, expected, mini_scannet, mini_scann
     (tmp_path / 'data/scannet-frames-18').symlink_to(mini_scannet18)
     checkpoint = tmp_path / f'work_dirs/{recipe}/epoch_150.pth'
     checkpoint.parent.mkdir(parents=True)
-    torch.save(dict(state_dict={}, meta=dict(epoch=150)), checkpoint)  # the AP of random weights will do
+    small_model = {'model.backbone.init_cfg': None, 'model.encoder.num_layers': 1, 'model.decoder.num_layers': 1}
+    cfg = Config.fromfile(CONFIGS / f'{recipe}.py')
+    cfg.merge_from_dict(small_model)
+    init_default_scope('mmdet')
+    model = MODELS.build(cfg.model)
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(epoch=150)), checkpoint)  # random weights are enough
 
     small = {
-        'model.backbone.init_cfg': None, 'model.encoder.num_layers': 1, 'model.decoder.num_layers': 1,
-        'test_dataloader.dataset.pipeline.1.scale': '(192,128)', 'test_dataloader.num_workers': 0,
+        **small_model, 'test_dataloader.dataset.pipeline.1.scale': '(192,128)', 'test_dataloader.num_workers': 0,
         'test_dataloader.persistent_workers': False,
         'test_evaluator.1.score_thr' if 'coco' in expected else 'test_evaluator.score_thr': 0.0}
     begin = [] if '--cfg-options' in command else ['--cfg-options']

@@ -1,4 +1,4 @@
-"""docs/your_own_data.md, carried out: its config and its commands, and every mistake that it says is caught."""
+"""Run "Your own data" of docs/data.md: its config, its commands, and every mistake that it says is caught."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from deit_detr.errors import UserError
 from tests.helpers.drawn_coco import draw_coco
 from tests.helpers.paths import REPO
 
-PAGE = (REPO / 'docs/your_own_data.md').read_text()
+PAGE = (REPO / 'docs/data.md').read_text().split('## Your own data\n')[1].split('\n## ')[0]
 CLASSES = ['cup', 'fork', 'spoon']
 #: The documented runs, made small.
 SMALL = (
@@ -39,7 +39,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope='module')
 def checkout(tmp_path_factory) -> Path:
-    """The repository as a user has it: beside its own files the data set and the config of the page."""
+    """Return a folder with the files of the repository and the data set and config of the page."""
     folder = tmp_path_factory.mktemp('own') / 'deit-detr'
     (folder / 'configs').mkdir(parents=True)
     for name in ('projects', 'tools', 'configs/_base_'):
@@ -54,7 +54,7 @@ def checkout(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def own(checkout, tmp_path, monkeypatch) -> Path:
-    """A copy of that folder to make mistakes in, being the current one."""
+    """Change to a copy of that folder, to make mistakes in."""
     shutil.copytree(checkout / 'data', tmp_path / 'data')
     (tmp_path / 'configs').mkdir()
     for name in ('projects', 'tools', 'configs/_base_'):
@@ -109,7 +109,7 @@ def edit_config(old: str, new: str) -> None:
 
 
 def edit_json(name: str, edit) -> None:
-    """Let ``edit`` change the content of an annotation file in place."""
+    """Change the content of an annotation file in place by ``edit``."""
     path = Path('data/cutlery', name)
     content = json.loads(path.read_text())
     edit(content)
@@ -183,9 +183,9 @@ def only_annotations(content):
 
 
 @pytest.mark.parametrize('edit, message', [
-    (from_one, r'field "category_id" of the annotations has 1, 5, 8, which categories has not: ids there are 0, 4, 7'),
-    (unknown_image, r'field "image_id" of the annotations has 30, which images has not'),
-    (ids_from_zero, r'ids of annotations have to count from 1'),
+    (from_one, r'field "category_id" of the annotations has 1, 5, 8, which is not in categories: .* 0, 4, 7'),
+    (unknown_image, r'field "image_id" of the annotations has 30, which is not in images'),
+    (ids_from_zero, r'ids of annotations must not be 0'),
     (same_image_twice, r'ids of images have to differ; these do not: 0'),
     (no_crowd, r'field "iscrowd" is missing in 1 of 12 annotations'),
     (relative_boxes, r'none of 12 boxes lies in its image .*in pixels'),

@@ -14,35 +14,14 @@ from mmengine.runner import Runner
 from deit_detr.engine.watch.hints import HintHook
 from deit_detr.engine.watch.nonfinite import NonFiniteHook, load_batch
 from deit_detr.errors import UserError
-from deit_detr.models.fast_detr_head import assign
+from deit_detr.models.matching import assign
+from tests.helpers.interruptions import Breaker
 from tests.helpers.paths import REPO
 
 CONFIGS = REPO / 'projects/deit_detr/configs'
 DETR, FAST, DINO = (
     CONFIGS / f'{name}_mini-scannet.py'
     for name in ('detr_deit-tiny_1xb8-50e', 'detr-fast_deit-tiny_1xb8-50e', 'dino_deit-tiny_1xb4-8e'))
-
-
-class Breaker(Hook):
-    """Spoil the given steps, counted from 1, by a weight or an image, and take down whether a step changed weights."""
-
-    def __init__(self, *steps: int, by: str = 'image') -> None:
-        self.steps, self.by = steps, by
-        self.changed = []
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        model = getattr(runner.model, 'module', runner.model)
-        self.position, self.watched = model.backbone.pos_embed, model.neck.convs[0].conv.weight
-        self.kept, self.before = self.position.detach().clone(), self.watched.detach().clone()
-        if runner.iter + 1 in self.steps and self.by == 'image':
-            data_batch['inputs'][0] = torch.full(data_batch['inputs'][0].shape, 3e38)
-        elif runner.iter + 1 in self.steps:
-            self.position.data[0, 0, 0] = float('nan')
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        self.changed.append(not torch.equal(self.before, self.watched))
-        if runner.iter + 1 in self.steps and self.by == 'weight':
-            self.position.data.copy_(self.kept)
 
 
 @pytest.fixture
@@ -178,7 +157,7 @@ def test_divergence_is_explained_once(build_runner):
     runner = build_runner(DETR, Explosion(), HintHook(window=2))
     runner.train()
     (line,) = [line for line in log_of(runner).splitlines() if 'the loss diverges' in line]
-    assert 'a learning rate of 0.0001 with 2 images a step, while the recipe means 8 (--auto-scale-lr' in line
+    assert 'a learning rate of 0.0001 with 2 images per step, while the rate is meant for 8 (--auto-scale-lr' in line
 
 
 def test_ap_of_zero_is_explained_once(build_runner):

@@ -22,8 +22,7 @@ from deit_detr.datasets.scannet import ScanNetDataset
 from deit_detr.engine.start import data, preflight, resources, trial_step
 from deit_detr.engine.start.evaluator import build_metrics, check_evaluator
 from deit_detr.engine.start.fields import check_fields
-from deit_detr.engine.start.findings import FAIL, OK, UNKNOWN, WARN
-from deit_detr.engine.start.look import look
+from deit_detr.engine.start.findings import FAIL, OK, UNKNOWN, WARN, run_check
 from deit_detr.engine.start.preflight import build_runner, check_config
 from deit_detr.errors import UserError
 from tests.helpers.paths import REPO, TINY_RUN
@@ -119,6 +118,14 @@ def test_hook_stops_all_processes(frames, run, tmp_path):
     assert 'pretrained: missing.pth: no such checkpoint file' in output
 
 
+def test_classes_are_compared_without_preflight_hook(frames):
+    """As a config of version 0.1 may be: its ``ClassCheckHook`` compares them itself."""
+    cfg = load(DETR, **{'model.bbox_head.num_classes': 21, 'launcher': 'none'})
+    cfg.work_dir, cfg.custom_hooks = str(frames / 'work'), [dict(type='ClassCheckHook')]
+    with pytest.raises(UserError, match='classes: train_dataloader.* but model.bbox_head.num_classes is 21. Make them'):
+        build_runner(cfg).train()
+
+
 # ---- fields of the config
 
 @pytest.mark.parametrize('recipe, changes, expected', [
@@ -178,8 +185,8 @@ def test_missing_resized_and_broken_images(frames):
 @pytest.mark.parametrize('bbox, status, text', [
     ([0, 0, 0.5, 20], WARN, '1 thinner than a pixel'),
     ([100, 20, 90, 30], WARN, '1 more than a pixel beyond the image'),
-    ([500, 20, 10, 30], WARN, '1 outside of the image'),
-    ('again', WARN, '1 there twice'),
+    ([500, 20, 10, 30], WARN, '1 outside the image'),
+    ('again', WARN, '1 duplicated'),
 ])
 def test_odd_boxes_are_counted(frames, bbox, status, text):
     def change(content):
@@ -300,7 +307,7 @@ def test_a_step_that_does_not_fit_is_told_from_others(small, monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(trial_step, '_loss', out_of_memory)
-    with pytest.raises(trial_step.TooLarge, match='does not fit into the memory'):
+    with pytest.raises(trial_step.TooLarge, match='does not fit into the free memory'):
         trial_step.take_step(*small)
 
 
@@ -344,7 +351,7 @@ def test_parameter_without_gradient_is_named(small):
 def test_shape_error_becomes_a_finding(small):
     detector, cfg = copy.deepcopy(small)
     detector.neck.convs[0].conv = torch.nn.Conv2d(100, 192, 1)
-    finding = look('gradients', trial_step.take_step, detector, cfg)
+    finding = run_check('gradients', trial_step.take_step, detector, cfg)
     assert finding.status == FAIL and 'the model fails on an image of 192x192: RuntimeError' in finding.message
 
 
@@ -365,7 +372,7 @@ def test_memory_and_disk(small, tmp_path):
 
 @pytest.mark.parametrize('changed, text', [
     (dict(mmcv='2.2.0'), 'mmdet 3.3.0 refuses mmcv 2.2.0'),
-    (dict(torchvision='0.25.1'), 'torchvision 0.25.1 is not that of torch 2.11.0+cu130: install torchvision 0.26'),
+    (dict(torchvision='0.25.1'), 'torchvision 0.25.1 does not match torch 2.11.0+cu130: install torchvision 0.26'),
     (dict(mmpretrain=None), 'mmpretrain not installed'),
     (dict(torch='2.4.1', torchvision='0.19.1'), 'torch 2.4.1 is too old'),
 ])

@@ -5,6 +5,7 @@ import torch
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 
+from deit_detr.checkpoints.pretrained import check_pretrained
 from deit_detr.engine.start.pretrained_check import PretrainedCheckHook
 from deit_detr.errors import UserError  # first: beside some packages mmpretrain needs its help
 
@@ -69,9 +70,9 @@ def something_else(path):
 
 
 @pytest.mark.parametrize('make, message', [
-    (other_architecture, 'of another architecture: backbone.cls_token is'),
+    (other_architecture, r'of another shape \(backbone.cls_token \(1, 1, 8\) instead of \(1, 1, 16\)'),
     (timm_layout, 'deit_to_mmpretrain.py'),
-    (something_else, 'only 0 of .* tensors are in the checkpoint. It has fc.weight'),
+    (something_else, r'tensors are not in model.backbone \(fc.weight\). Set model.backbone.init_cfg'),
     (lambda path: path.write_text('<html>404</html>'), 'web page'),
     (lambda path: path.write_bytes(b'PK\x03\x04' + bytes(100)), 'truncated'),
     (lambda path: None, 'no such checkpoint file'),
@@ -79,15 +80,25 @@ def something_else(path):
 def test_bad_checkpoint_stops_training(tmp_path, make, message):
     path = tmp_path / 'bad.pth'
     make(path)
+    init_cfg = dict(type='Pretrained', checkpoint=str(path), prefix='backbone.')
     with pytest.raises(UserError, match=message) as caught:
-        train(tmp_path, dict(type='Pretrained', checkpoint=str(path), prefix='backbone.'))
+        check_pretrained(Toy(init_cfg))
+    assert str(path) in str(caught.value)
+    if make in (timm_layout, something_else):  # mmengine itself stops where no name has the prefix
+        init_cfg = dict(type='Pretrained', checkpoint=str(path))
+    with pytest.raises(UserError, match=message) as caught:  # as without PreflightHook
+        train(tmp_path, init_cfg)
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize('prefix, shown', [(None, 'None'), ('encoder.', "'encoder.'")])
+@pytest.mark.parametrize('prefix, shown', [(None, "''"), ('encoder.', "'encoder.'")])
 def test_wrong_prefix_names_the_right_one(tmp_path, checkpoint, prefix, shown):
-    with pytest.raises(UserError, match=f"prefix is {shown}; with this checkpoint it has to be 'backbone.'"):
-        train(tmp_path, dict(type='Pretrained', checkpoint=checkpoint, prefix=prefix))
+    init_cfg = dict(type='Pretrained', checkpoint=checkpoint, prefix=prefix)
+    message = f"init_cfg.prefix has to be 'backbone.' and is {shown}"
+    with pytest.raises(UserError, match=message):
+        check_pretrained(Toy(init_cfg))
+    with pytest.raises(UserError if prefix is None else AssertionError, match=message if prefix is None else prefix):
+        train(tmp_path, init_cfg)
 
 
 def test_weights_initialized_again_after_loading(tmp_path, checkpoint, monkeypatch):
@@ -106,7 +117,7 @@ def test_cached_web_page_behind_an_address(tmp_path, monkeypatch):
     cache.mkdir(parents=True)
     (cache / 'deit.pth').write_text('<html>portal</html>')
     with pytest.raises(UserError, match=f'{cache}/deit.pth: this is a web page'):
-        train(tmp_path, dict(type='Pretrained', checkpoint='https://example.invalid/deit.pth', prefix='backbone.'))
+        check_pretrained(Toy(dict(type='Pretrained', checkpoint='https://example.invalid/deit.pth')))
 
 
 def test_evaluation_does_not_need_the_pretrained_weights(tmp_path):

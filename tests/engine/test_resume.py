@@ -15,9 +15,12 @@ from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmengine.dataset import DefaultSampler
 from torch.utils.data import DataLoader
 
+from deit_detr.checkpoints import safe_loading
+from deit_detr.command_line import run_cli
 from deit_detr.engine.resume.preemption import PreemptionHook
 from deit_detr.engine.resume.train_loop import seeded_loader
-from deit_detr.errors import UserError, run_cli
+from deit_detr.errors import UserError
+from tests.helpers.checkpoint_reads import count_reads
 from tests.helpers.interruptions import InterruptHook
 from tests.helpers.paths import REPO
 from tests.helpers.tiny_training import assert_same_training, read_log, tiny_config, train, turn_half
@@ -88,7 +91,7 @@ def test_killed_training_continues_from_its_last_epoch(interrupt, uninterrupted,
     cfg.dump(tmp_path / 'killed.py')
     run('setsid', '--wait', sys.executable, REPO / 'tools/train.py', tmp_path / 'killed.py', '--work-dir',
         tmp_path / 'work', status=-9, OMP_NUM_THREADS=1,
-        PYTHONPATH=os.pathsep.join([str(REPO / 'tests/engine'), os.environ.get('PYTHONPATH', '')]))
+        PYTHONPATH=os.pathsep.join([str(REPO), os.environ.get('PYTHONPATH', '')]))
     assert not (tmp_path / 'work' / LAST).exists()
 
     log = train(tiny_config(tmp_path / 'work', resume=True))
@@ -149,12 +152,21 @@ def test_full_disk_keeps_what_was_written(uninterrupted, tmp_path, capsys):
 @pytest.mark.parametrize(
     'options, message',
     [
-        ({'model.num_queries': 30}, r'another model .*refpoint|another model .*quer'),
+        ({'model.num_queries': 30}, r'epoch_1.pth: does not fit the model: .*of another shape \(.*quer.*load_from='),
         ({'optim_wrapper.paramwise_cfg': dict(_delete_=True)}, 'optim_wrapper.paramwise_cfg has to be as it was'),
     ])
 def test_what_does_not_fit_is_not_resumed(options, message, started):
     with pytest.raises(UserError, match=message):
         train(tiny_config(started, options, resume=str(started / 'epoch_1.pth')))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('chosen, headers', [('epoch_2.pth', 0), ('auto', 3)])
+def test_checkpoint_is_read_once(chosen, headers, started, monkeypatch):
+    reads = count_reads(monkeypatch)
+    train(tiny_config(started, resume=True if chosen == 'auto' else str(started / chosen)))
+    assert (reads['whole'], reads['checksum'], reads['header']) == (1, 1, headers)
+    assert safe_loading._kept is None
 
 
 @pytest.mark.slow

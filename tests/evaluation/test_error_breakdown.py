@@ -1,4 +1,4 @@
-"""Error types and what they cost: by hand on single boxes, and against the numbers of TIDE's reference code."""
+"""Error types and their cost: by hand on single boxes, and against the results of TIDE's reference code."""
 
 import contextlib
 import importlib.util
@@ -32,7 +32,7 @@ BOX = [10, 10, 40, 40]
 
 
 def evaluate(boxes, detections, categories=(CHAIR, TABLE)) -> COCOeval:
-    """COCOeval of boxes (image, category, x, y, width, height) and detections (the same and a score)."""
+    """Return the COCOeval of boxes (image, category, x, y, width, height) and detections (the same and a score)."""
     with contextlib.redirect_stdout(None):
         coco, results = COCO(), COCO()
         images = [dict(id=index) for index in sorted({row[0] for row in [*boxes, *detections]})]
@@ -121,9 +121,9 @@ LATER = (0, CHAIR, 60, 60, 20, 20, 0.5)
         # Repaired, the detection of the second box is correct.
         (TWO, [FOUND, (0, CHAIR, 60, 60, 20, 9, 0.8)], 'localisation', 50 / 101),
         ([TWO[0], (0, TABLE, 60, 60, 20, 20)], [FOUND, (0, CHAIR, 60, 60, 20, 20, 0.8)], 'classification', 0.5),
-        # Of several that could find the box, the highest-scored is repaired and the others go.
+        # Of several errors at a box, the one with the highest score is repaired and the others are removed.
         (TWO, [FOUND, (0, CHAIR, 60, 60, 20, 9, 0.8), (0, CHAIR, 60, 60, 20, 8, 0.7)], 'localisation', 50 / 101),
-        # A repair at a box that is found already only takes the error away.
+        # An error at a box that is already found is only removed.
         (TWO, [FOUND, (0, CHAIR, 10, 10, 40, 19, 0.8), LATER], 'localisation', 50 / 101 / 3),
         (TWO, [FOUND, (0, CHAIR, 0, 80, 9, 9, 0.8), LATER], 'false positives', 50 / 101 / 3),
         (TWO, [FOUND, (0, CHAIR, 60, 60, 20, 9, 0.8)], 'false negatives', 50 / 101),
@@ -137,7 +137,7 @@ def test_gain_by_hand(boxes, detections, name, gain):
 
 
 def random_case(seed: int, images: int = 30, unique: bool = True) -> tuple[list, list]:
-    """Boxes of two classes, and detections of them: moved, of the wrong class, several times, and of nothing."""
+    """Return boxes of two classes and detections: shifted, of the wrong class, duplicate, and of nothing."""
     generator = np.random.default_rng(seed)
     boxes, detections = [], []
     for image in range(images):
@@ -170,7 +170,7 @@ def test_same_numbers_as_tide(seed):
     matches = match_boxes(coco_eval)
     counts = count_errors(matches, 0).sum(0)
     assert counts[1:].tolist() == TIDE[seed]['counts']
-    # TIDE has its recall levels as i / 100, COCOeval as multiples of 0.01, which differ in the last bit
+    # the recall levels are i / 100 in TIDE and multiples of 0.01 in COCOeval, which differ in the last bit
     found = oracle_gains(matches, np.arange(101) / 100)
     assert [round(100 * gain, 4) for gain in found.values()] == pytest.approx(TIDE[seed]['gains'], abs=1e-4)
 
@@ -194,7 +194,7 @@ def test_ap_is_that_of_cocoeval(seed):
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), score_thr=st.sampled_from([0.2, 0.5, 0.8]))
 def test_threshold_leaves_the_other_matches_alone(seed, score_thr):
-    """Counting at a threshold is as good as matching only what is above it: the page's slider relies on that."""
+    """Counting at a threshold equals matching only detections above it: the page's slider relies on that."""
     boxes, detections = random_case(seed, images=8)
     few = [row for row in detections if row[-1] >= score_thr]
     counts = count_errors(match_boxes(evaluate(boxes, detections)), score_thr)
@@ -212,7 +212,7 @@ def test_confusion_matrix_by_hand():
 
 
 def test_confusion_matrix_is_that_of_mmdet_where_boxes_are_apart():
-    """mmdet counts a detection at every box that it overlaps, and duplicates as correct: here there is neither."""
+    """Without duplicates and multiple overlaps, which mmdet counts differently, the matrix is that of mmdet."""
     import mmdet
     import torch
 
@@ -245,7 +245,7 @@ def test_confusion_matrix_is_that_of_mmdet_where_boxes_are_apart():
                                 scores=torch.tensor([row[-1] for row in found])), 0.3, 0.5)
     matrix = confusion_matrix(match_boxes(evaluate(boxes, detections)), 0.3)
     assert matrix[0, 1] and matrix[1, 0] and matrix[2, :2].all()
-    matrix[0, 2] += matrix[0, 1]  # mmdet counts a box of the other class as not found, too
+    matrix[0, 2] += matrix[0, 1]  # mmdet also counts a box of the other class as not found
     matrix[1, 2] += matrix[1, 0]
     assert (matrix == expected).all()
 

@@ -1,4 +1,4 @@
-"""Annotation files with anything anywhere: training, and the page about them, take a file or refuse it in words."""
+"""Annotation files with any value anywhere: training and the data page read a file or refuse it with a message."""
 
 import copy
 import io
@@ -17,8 +17,8 @@ from deit_detr.datasets.coco_file import read_annotations
 from deit_detr.images import FORMATS
 from deit_detr.pages.data_page import make_data_page
 from deit_detr.scannet.classes import scannet_metainfo
-from tests.fuzz.test_fuzz_frames import ANY_FILE, image_file, jpeg_header, png_header
 from tests.helpers.fuzzing import ODD_VALUES, cases, changed, contained, damaged, peak_memory, places
+from tests.helpers.odd_images import ANY_FILE, image_file, jpeg_header, png_header
 
 CONTENT = dict(
     images=[dict(id=7, file_name='scene0000_00/color/0.jpg', width=40, height=30), dict(
@@ -33,8 +33,8 @@ PLACES = list(places(CONTENT))
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A data set whose annotation file is to be written."""
-    init_default_scope('mmdet')  # that of a test in an earlier file may be another
+    """A data set without its annotation file."""
+    init_default_scope('mmdet')  # an earlier test file may have set another one
     (tmp_path / 'data/val/scene0000_00/color').mkdir(parents=True)
     for name in '01':
         Image.new('RGB', (40, 30)).save(tmp_path / f'data/val/scene0000_00/color/{name}.jpg')
@@ -42,7 +42,7 @@ def folder(tmp_path) -> Path:
 
 
 def use(folder: Path, data: bytes, name: str = 'CheckedCocoDataset', **metainfo) -> list:
-    """Open an annotation file as training does, and make the page about it; returns the errors."""
+    """Open an annotation file as training does, and make its page; return the errors."""
     ann_file = folder / 'data/val.json'
     ann_file.write_bytes(data)
     with contained(folder) as refused:
@@ -129,11 +129,11 @@ def test_no_file_name_leaves_the_folder(folder, name):
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
-    """What Pillow says of an image; ``None`` if it is none."""
+    """Return the size that Pillow reads; ``None`` if it is not an image."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.size
-    except Exception:  # whatever a decoder raises
+    except Exception:  # decoders raise many types
         return None
 
 
@@ -159,7 +159,7 @@ def test_page_and_sheet_of_any_images(folder, data, width, height):
 
 
 def test_claimed_sizes_and_what_is_no_file(folder):
-    """Neither takes memory nor waits."""
+    """They neither take memory nor block."""
     color = folder / 'data/val/scene0000_00/color'
     (folder / 'data/val.json').write_text(json.dumps(CONTENT))
     for make in (

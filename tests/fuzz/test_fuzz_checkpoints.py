@@ -1,4 +1,4 @@
-"""Checkpoint files of anybody: what they hold is read, or refused in words, and nothing of it runs."""
+"""Checkpoint files from anybody: they are read or refused with a message, and no code in them runs."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from deit_detr.checkpoints.safe_loading import find_state_dict, load_checkpoint_file
 from deit_detr.errors import UserError
-from deit_detr.migration.checkpoint_2x import convert_mmdet2x
+from deit_detr.migration.checkpoint_2x import convert_checkpoint_2x
 from deit_detr.migration.deit import convert_deit
 from tests.helpers.fuzzing import cases, contained, damaged, peak_memory
 
@@ -37,7 +37,7 @@ def saved(content: object, **options) -> bytes:
 
 
 def archived(data: bytes, **records: bytes) -> bytes:
-    """A file as torch.save writes it, around a pickle of somebody else."""
+    """Return a file as torch.save writes it, around any pickle."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, 'w') as archive:
         for name, record in {'data.pkl': data, 'byteorder': b'little', 'version': b'3\n', **records}.items():
@@ -46,14 +46,14 @@ def archived(data: bytes, **records: bytes) -> bytes:
 
 
 def legacy(data: bytes) -> bytes:
-    """The format of torch before 1.6 around a pickle of somebody else."""
+    """Return a file in the format of torch before 1.6, around any pickle."""
     head = pickle.dumps(0x1950a86a20f9469cfc6c, 2) + pickle.dumps(1001, 2) + pickle.dumps(
         dict(protocol_version=1001, little_endian=True, type_sizes=dict(short=2, int=4, long=4)), 2)
     return head + data + pickle.dumps([], 2)
 
 
 class Call:
-    """Pickles as a call, and then state for what it returned."""
+    """Pickle as a call, and then as state for its result."""
 
     def __init__(self, function: object, *arguments: object, state: object = None) -> None:
         self.parts = (function, arguments) if state is None else (function, arguments, state)
@@ -63,7 +63,7 @@ class Call:
 
 
 def dtype(kind: str, **fields: tuple) -> Call:
-    """A NumPy type whose state claims fields at any place."""
+    """Return a NumPy type whose state claims fields at any offset."""
     state = (3, '<', None, tuple(fields) or None, fields or None, 8 if fields else -1, 8 if fields else -1, 0)
     return Call(np.dtype, kind, False, True, state=state)
 
@@ -74,12 +74,12 @@ def array(kind: Call, data: bytes) -> Call:
 
 
 def buffer(**state: object) -> bytes:
-    """A HistoryBuffer with another state."""
+    """Return a HistoryBuffer with another state."""
     class Other(HistoryBuffer):
         def __getstate__(self) -> dict:
             return state
     Other.__module__, Other.__qualname__, Other.__name__ = HistoryBuffer.__module__, 'HistoryBuffer', 'HistoryBuffer'
-    # pickle looks whether the name leads to this class
+    # pickle checks that the name leads to this class
     original = HistoryBuffer
     module = __import__(HistoryBuffer.__module__, fromlist=['HistoryBuffer'])
     try:
@@ -90,7 +90,7 @@ def buffer(**state: object) -> bytes:
 
 
 def opcodes(*lines: object) -> bytes:
-    """A pickle of hand-written instructions; text becomes a global."""
+    """Return a pickle of hand-written instructions; text becomes a global."""
     return b'\x80\x02' + b''.join(
         f'c{line.rpartition(".")[0]}\n{line.rpartition(".")[2]}\n'.encode() if isinstance(line, str) else line
         for line in lines) + b'.'
@@ -121,7 +121,7 @@ MALICIOUS = {
     'another storage': lambda: opcodes(b'(' + text('module') + b'tQ'),
     'instance': lambda: f'(ios\nmkdir\nV{MADE}\n.'.encode(),
     'object': lambda: opcodes(b'(cos\nmkdir\n' + text(MADE) + b'o'),
-    # NumPy follows the addresses that these hold as soon as somebody looks
+    # NumPy follows the addresses in these when they are read
     'field beyond the array': lambda: pickle.dumps(array(dtype('f8', a=(dtype('f8'), 1 << 40)), bytes(8)), 2),
     'forged object': lambda: pickle.dumps(array(dtype('f8', a=(dtype('O'), 0)), b'AAAAAAAA'), 2),
     'object type': lambda: pickle.dumps(array(dtype('O'), b'AAAAAAAA'), 2),
@@ -134,7 +134,7 @@ MALICIOUS = {
     'type rebuilt': lambda: pickle.dumps(Call(
         torch._tensor._rebuild_from_type_v2, np.ndarray, np.ndarray, (4,), dict(dtype='O')), 2),
 }
-#: Small files that would become large.
+#: Small files that would need much memory.
 GREEDY = {
     'bytearray': lambda: archived(
         opcodes('builtins.bytearray', b'\x8a\x06' + (1 << 32).to_bytes(6, 'little'), b'\x85R')),
@@ -174,13 +174,13 @@ def the_current_folder_is_empty(tmp_path, monkeypatch):
 
 
 def read(folder: Path, data: bytes, name: str = 'file.pth') -> list[UserError]:
-    """Read a checkpoint in every way that the package does; returns the errors."""
+    """Read a checkpoint in every way that the package does; return the errors."""
     path = folder / name
     path.write_bytes(data)
     methods = dict(HistoryBuffer._statistics_methods)
     with contained(folder) as refused:
         find_state_dict(load_checkpoint_file(path), path)
-    for convert in (convert_mmdet2x, convert_deit):
+    for convert in (convert_checkpoint_2x, convert_deit):
         with contained(folder):
             convert(str(path))
     assert HistoryBuffer._statistics_methods == methods
@@ -247,7 +247,7 @@ def test_mmengine_reads_the_same_way(tmp_path):
         CheckpointLoader.load_checkpoint(str(tmp_path / 'file.pth'), map_location='cpu')
 
 
-#: Names that torch or this package let through, with which random programs are made.
+#: Names that torch or this package allow, for random programs.
 GLOBALS = (
     'builtins.getattr', 'builtins.set', 'builtins.bytearray', 'builtins.complex', 'numpy.ndarray', 'numpy.dtype',
     'numpy._core.multiarray._reconstruct', 'numpy._core.multiarray.scalar', 'collections.OrderedDict',
@@ -267,7 +267,7 @@ STEPS = st.sampled_from([
 @given(st.lists(ATOMS | STEPS, max_size=25).map(b''.join))
 @example(b'cnumpy\nndarray\n(K\x04tR')
 def test_random_programs(tmp_path, program):
-    """Any order of the instructions of pickles over the names that are let through."""
+    """Pickle instructions in any order, with the names that are allowed."""
     (tmp_path / 'file.pth').write_bytes(archived(b'\x80\x02' + program + b'.'))
     with contained(tmp_path):
         load_checkpoint_file(tmp_path / 'file.pth')
@@ -294,8 +294,7 @@ def test_state_dicts_of_any_content(tmp_path, tensors, place, meta):
     content = ({place: tensors} if place else dict(tensors)) | ({} if meta is None else dict(meta=meta))
     (tmp_path / 'file.pth').write_bytes(saved(content))
     with contained(tmp_path):
-        books, _ = convert_mmdet2x(str(tmp_path / 'file.pth'))
-        assert len(books.state_dict) > 2
+        assert len(convert_checkpoint_2x(str(tmp_path / 'file.pth')).state_dict) > 2
     with contained(tmp_path):
         convert_deit(str(tmp_path / 'file.pth'))
     (tmp_path / 'file.pth').unlink()

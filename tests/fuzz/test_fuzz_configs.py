@@ -1,4 +1,4 @@
-"""2.x configs of anybody: they are read without running them, and the new config has no code either."""
+"""2.x configs from anybody: they are read without running them, and the new config contains no code."""
 
 import ast
 from pathlib import Path
@@ -16,15 +16,15 @@ from deit_detr.migration.read_2x import read_config_2x
 from tests.helpers.fuzzing import ODD_VALUES, cases, changed, contained, damaged, peak_memory, places
 from tests.helpers.paths import REPO
 
-LEGACY = REPO / 'tests/data/legacy_2x'
-R50 = LEGACY / 'detr_r50_8x2_150e_coco.py'
-RECIPE = LEGACY / 'detr_deit_tiny_8x1_150e_scannet.py'
+DATA_2X = REPO / 'tests/data/mmdet_2x'
+R50 = DATA_2X / 'detr_r50_8x2_150e_coco.py'
+RECIPE = DATA_2X / 'detr_deit_tiny_8x1_150e_scannet.py'
 SETTINGS = read_config_2x(RECIPE).settings
 PLACES = list(places(SETTINGS))
 
 
 def convert(folder: Path, text: str | bytes, name: str = 'old.py') -> list[UserError]:
-    """Convert a config; what comes out has to be assignments of values. Returns the errors."""
+    """Convert a config, check that the result consists of assignments of values, and return the errors."""
     path = folder / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode('utf-8', 'surrogatepass'))
     with contained(folder) as refused:
@@ -106,7 +106,7 @@ EXPRESSIONS = st.recursive(NAMES | LITERALS, lambda inner: st.one_of(
 @given(st.lists(st.tuples(NAMES, EXPRESSIONS), min_size=1, max_size=5), st.booleans())
 @example([('x', 'dict(**{1: 1})')], False)
 def test_expressions(tmp_path, lines, with_base):
-    """Values are those that Python gives, wherever Python is not refused."""
+    """The values are those that Python gives, unless the expression is refused."""
     text = '\n'.join(f'{name} = {value}' for name, value in lines)
     convert(tmp_path, (f'_base_ = {str(R50)!r}\n' if with_base else '') + text)
     try:
@@ -130,7 +130,7 @@ def test_expressions(tmp_path, lines, with_base):
 @example([(('data_root',), "b\"'")])
 @example([(('data_root',), 'a b')])
 def test_any_value_anywhere(tmp_path, changes):
-    """A flat config, as 2.x wrote them into work folders, with other values in some places."""
+    """A flat config, as 2.x wrote it into work folders, with other values in some places."""
     settings = SETTINGS
     for path, value in changes:
         if path in set(places(settings)):
@@ -145,7 +145,7 @@ def test_any_value_anywhere(tmp_path, changes):
 @example(b'# -*- coding: utf-7 -*-\n+AGkAbQBwAG8AcgB0- os')
 @example('\ufeff_base_ = "old.py"'.encode())
 def test_damaged_texts(tmp_path, data):
-    (tmp_path / 'scannet_detection.py').write_bytes((LEGACY / 'scannet_detection.py').read_bytes())
+    (tmp_path / 'scannet_detection.py').write_bytes((DATA_2X / 'scannet_detection.py').read_bytes())
     convert(tmp_path, data)
 
 
@@ -158,7 +158,7 @@ INJECTED = '\nimport os; os.mkdir("made")\n#'
 ).map(''.join))
 @example(INJECTED)
 def test_texts_of_the_old_config_stay_texts(tmp_path, text):
-    """In keys, values, types, file names: nothing ends the comment or the string that it is written into."""
+    """No key, value, type or file name ends the comment or string into which it is written."""
     convert(
         tmp_path, f'_base_ = {str(R50)!r}\nunknown = {{{text!r}: {{{text!r}: {text!r}}}}}\n'
         f'custom_imports = dict(imports=[{text!r}])\nmodel = dict(backbone=dict(type={text!r}))\n'

@@ -1,10 +1,8 @@
-"""The converter on frames of any kind and name: listed and left out, or right; nothing beside the output folder."""
+"""The converter on any kind of frame: it converts it or lists it as a problem, and writes only to the output folder."""
 
 import io
 import json
 import os
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,56 +14,10 @@ from PIL import Image
 from deit_detr.datasets.coco_file import read_annotations
 from deit_detr.scannet.converter import convert
 from deit_detr.scannet.frames import MAX_FRAME_PIXELS, ReadOptions, read_png, read_scene
-from tests.helpers.fuzzing import cases, contained, damaged, peak_memory
+from tests.helpers.fuzzing import cases, contained, peak_memory
+from tests.helpers.odd_images import ANY_FILE, GOOD_JPEG, GOOD_PNG, image_file, jpeg_header, png_header
 
 SCENE = 'scene0000_00'
-MODES = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'I', 'I;16', 'F')
-FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'TIFF', 'BMP', 'PPM', 'ICO', 'PDF', 'EPS', 'TGA')
-
-
-def image_file(mode: str, size: tuple[int, int], kind: str, frames: int = 1, orientation: int = 1) -> bytes:
-    """An image file of a mode and format, converted to what the format can hold."""
-    image = Image.new(mode, size)
-    if mode not in ('F', 'I', 'I;16', '1'):
-        image.putpixel((0, 0), tuple([5] * len(image.getbands())) if len(image.getbands()) > 1 else 5)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    options = dict(save_all=True, append_images=[image] * (frames - 1)) if frames > 1 else {}
-    if kind in ('JPEG', 'PNG', 'WEBP', 'TIFF'):
-        options['exif'] = exif
-    for image in (image, image.convert('RGB')):  # noqa: B020 - the second if the first cannot be written
-        file = io.BytesIO()
-        try:
-            image.save(file, kind, **options)
-        except (OSError, ValueError, KeyError):
-            continue
-        return file.getvalue()
-    return b''
-
-
-IMAGES = st.builds(
-    image_file, st.sampled_from(MODES), st.tuples(st.integers(1, 40), st.integers(1, 40)), st.sampled_from(FORMATS),
-    st.sampled_from([1, 3]), st.sampled_from([1, 1, 3, 6, 99]))
-GOOD_PNG = image_file('I;16', (24, 18), 'PNG')
-GOOD_JPEG = image_file('RGB', (24, 18), 'JPEG')
-ANY_FILE = st.one_of(IMAGES, IMAGES.flatmap(damaged), damaged(GOOD_PNG), damaged(GOOD_JPEG), st.binary(max_size=40))
-
-
-def png_header(width: int, height: int, depth: int = 16, colour: int = 0) -> bytes:
-    """A PNG of a few bytes that claims a size."""
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
-    header = struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, 0)
-    pixels = zlib.compress(bytes(1000))
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', pixels) + chunk(b'IEND', b'')
-
-
-def jpeg_header(width: int, height: int) -> bytes:
-    """A JPEG of one pixel that claims a size."""
-    data = bytearray(image_file('RGB', (1, 1), 'JPEG'))
-    place = data.index(b'\xff\xc0') + 5
-    data[place:place + 4] = struct.pack('>HH', height, width)
-    return bytes(data)
 
 
 def write_scene(root: Path, scene: str, name: str, **files: bytes) -> None:
@@ -75,7 +27,7 @@ def write_scene(root: Path, scene: str, name: str, **files: bytes) -> None:
 
 
 def run(folder: Path, scenes: bytes = SCENE.encode(), **options) -> tuple[list, dict | None]:
-    """Convert ``frames/`` into ``out/``; returns the errors and the content of the file."""
+    """Convert ``frames/`` to ``out/``; return the errors and the content of the file."""
     lists = folder / 'lists'
     lists.mkdir(exist_ok=True)
     for split in ('train', 'val', 'test'):
@@ -125,7 +77,7 @@ def test_files_of_any_kind(tmp_path, color, instance, label, with_mask):
 @given(st.lists(st.integers(0, 65535), min_size=12, max_size=12), st.sampled_from(['L', 'P', 'RGB', 'LA', '1', 'I;16']))
 @example([5] * 12, 'RGB')
 def test_labels_of_any_mode(tmp_path, ids, mode):
-    """A label map beside ids below 1000, of which some are of no class."""
+    """A label map beside ids below 1000, some of which are not of a class."""
     instance = io.BytesIO()
     Image.fromarray(np.array(ids, np.uint16).reshape(3, 4)).save(instance, 'PNG')
     write_scene(tmp_path / 'frames', SCENE, '0', color=image_file('RGB', (4, 3), 'JPEG'), instance=instance.getvalue(),
@@ -195,7 +147,7 @@ def test_scene_lists_lead_nowhere_else(tmp_path, lists):
 
 
 def test_links_out_of_the_tree_and_files_that_are_none(tmp_path):
-    """Linked scenes and files are read as they always were; loops, pipes and folders named like files are problems."""
+    """Linked scenes and files are read; loops, pipes and folders named like files are problems."""
     root = tmp_path / 'frames'
     write_scene(root, SCENE, '0', color=GOOD_JPEG, instance=GOOD_PNG)
     color = root / SCENE / 'color'

@@ -1,9 +1,8 @@
-"""Inference on anything that may be an image: boxes, or one sentence."""
+"""Inference on any file that may be an image gives boxes or one message."""
 
 import importlib.util
 import io
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,23 +16,12 @@ import deit_detr
 from deit_detr.errors import UserError
 from deit_detr.inference.video import VideoFrames, write_video
 from deit_detr.pages.html import picture
-from tests.fuzz.test_fuzz_frames import ANY_FILE, MODES, image_file, jpeg_header, png_header
 from tests.helpers.fuzzing import cases, contained, damaged, peak_memory
+from tests.helpers.odd_images import ANY_FILE, MODES, image_file, jpeg_header, png_header
 from tests.helpers.paths import REPO
-from tests.helpers.tiny_detector import save_tiny
 
-#: Runs a program when Pillow decodes it, if Ghostscript is installed.
+#: Pillow starts Ghostscript, if it is installed, to decode this.
 EPS = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n4 4 moveto\nshowpage\n%%EOF\n'
-
-
-@pytest.fixture(scope='module')
-def files(tmp_path_factory) -> tuple[Path, Path]:
-    return save_tiny(tmp_path_factory.mktemp('detector'))
-
-
-@pytest.fixture(scope='module')
-def detector(files):
-    return deit_detr.load(*files, device='cpu')
 
 
 def check(array: np.ndarray) -> None:
@@ -117,7 +105,7 @@ def test_pil_images(detector, tmp_path, mode, size, orientation):
 def test_pil_images_of_damaged_files(detector, tmp_path, data):
     try:
         image = Image.open(io.BytesIO(data))
-    except Exception:  # theirs, before this package sees it
+    except Exception:  # Pillow's, before this package reads it
         return
     with contained(tmp_path):
         check(detector.read(image))
@@ -157,8 +145,8 @@ def test_floating_point_pictures(detector, tmp_path, kind):
 
 
 @pytest.fixture
-def demo(files, detector, monkeypatch, tmp_path):
-    """tools/demo.py in this process, with a detector that is there already."""
+def demo(detector_files, detector, monkeypatch, tmp_path):
+    """tools/demo.py in this process, with a detector that is already loaded."""
     spec = importlib.util.spec_from_file_location('demo', REPO / 'tools/demo.py')
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
@@ -166,7 +154,7 @@ def demo(files, detector, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def demo(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['demo.py', *map(str, (*files, *arguments))])
+        monkeypatch.setattr(sys, 'argv', ['demo.py', *map(str, (*detector_files, *arguments))])
         tool.main()
 
     return demo

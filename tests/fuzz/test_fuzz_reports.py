@@ -1,4 +1,4 @@
-"""Work folders of anybody: the report's reader finds what is there, runs nothing, and says what is missing."""
+"""Work folders from anybody: the report reads what exists, runs no code, and says what is missing."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ def report(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_whole_configs_are_read(tmp_path):
-    """What mmengine writes for a recipe is data."""
+    """The config that mmengine writes for a recipe is data."""
     for path in sorted(RECIPE.parent.glob('*_mini-scannet.py')):
         config = Config.fromfile(path)
         write_run(tmp_path / 'run', '\n'.join(map(json.dumps, ROWS)), LOG, config.pretty_text)

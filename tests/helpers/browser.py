@@ -80,13 +80,13 @@ class Browser:
             self.problems.append(f'request of {params["request"]["url"]}')
 
     def run(self, expression: str):
-        """Evaluate JavaScript and return its value; promises are awaited."""
+        """Evaluate JavaScript, await promises, and return the value."""
         answer = self.call('Runtime.evaluate', expression=expression, returnByValue=True, awaitPromise=True)
         assert 'exceptionDetails' not in answer, answer['exceptionDetails']
         return answer['result'].get('value')
 
     def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Open a file in a window of so many CSS pixels and wait until its pictures are decoded."""
+        """Open a file in a window of a size in CSS pixels and wait until its pictures are decoded."""
         self.problems.clear()
         self.call('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1,
                   mobile=width < 600)
@@ -100,14 +100,14 @@ class Browser:
         self.run('Promise.all([...document.images].map(image => image.decode().catch(() => 0))).then(() => 0)')
 
     def screenshot(self, path: Path, whole: bool = False) -> None:
-        """Save what is seen, or the whole page, as PNG."""
+        """Save the visible part, or the whole page, as PNG."""
         data = self.call('Page.captureScreenshot', captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(data['data']))
 
 
 @pytest.fixture(scope='module')
 def browser():
-    """Chromium or Chrome, if there is one."""
+    """Chromium or Chrome, if one is installed."""
     program = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
     if program is None:
         pytest.skip('needs Chromium or Chrome to open the page (Debian: apt-get install chromium)')

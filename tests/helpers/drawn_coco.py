@@ -10,7 +10,7 @@ from PIL import Image
 def draw_coco(ann_file: Path, images: Path, categories: list[dict], number: int = 4) -> None:
     """Draw a COCO-format data set: 96x64 images of noise with three rectangles each, a colour for each category.
 
-    The categories take turns, so that they all occur if there are enough images. Another file has other images.
+    The categories take turns, so all of them occur if there are enough images. The file name seeds the images.
     """
     generator = np.random.default_rng(list(ann_file.name.encode()))
     colours = np.random.default_rng(1).integers(0, 256, (len(categories), 3))
@@ -31,3 +31,14 @@ def draw_coco(ann_file: Path, images: Path, categories: list[dict], number: int 
         Image.fromarray(pixels).save(images / name)
     ann_file.parent.mkdir(parents=True, exist_ok=True)
     ann_file.write_text(json.dumps(content))
+
+
+def draw_scannet(root: Path) -> Path:
+    """Draw 8 training and 8 validation images with ScanNet's 20 classes, in the layout of the converted data."""
+    from deit_detr import ScanNetDataset  # from here, so that it also works with version 0.1
+
+    info = ScanNetDataset.METAINFO
+    categories = [dict(id=i, name=name) for i, name in zip(info['category_ids'], info['classes'], strict=True)]
+    for split in ('train', 'val'):
+        draw_coco(root / f'scannet_objdet_{split}.json', root / split, categories, number=8)
+    return root

@@ -1,8 +1,8 @@
-"""Scripts as processes of their own that need not import torch and mmdet again, which takes seconds for each.
+"""Run scripts in processes that do not import torch and mmdet again, which takes seconds for each.
 
-A server has done what every script begins with, ``import deit_detr``. For each script it forks a child, which becomes
-what ``python SCRIPT ...`` is: folder, environment, arguments, output, a ``__main__`` of its own, and in the end the
-interpreter's usual one. What the package does not import by itself, a script has to import.
+A server imports ``deit_detr``, as every script does first. For each script it forks a child, which then behaves as
+``python SCRIPT ...``: with its own folder, environment, arguments, output and ``__main__``, and with the usual end of
+the interpreter. A script still has to import what the package does not import.
 """
 
 import atexit
@@ -27,21 +27,22 @@ import numpy
 from tests.helpers.paths import REPO
 
 LIBRARIES = ('deit_detr', 'mmdet.apis', 'matplotlib.pyplot', 'torch.utils.cpp_extension', 'torch.utils.tensorboard')
-#: The interpreter and the libraries read these at their start: a script for which they differ gets one of its own.
+#: The interpreter and the libraries read these when they start: a script for which they differ gets a new interpreter.
 READ_AT_START = (
-    'PATH', 'PYTHON', 'CUDA_', 'TORCH', 'OMP_', 'MKL_', 'OPENBLAS_', 'KMP_', 'GOMP_', 'LD_',
-    'MPL')
-#: What tests start can import ``tests.helpers``.
+    'PATH', 'PYTHON', 'CUDA_', 'TORCH', 'OMP_', 'MKL_', 'OPENBLAS_', 'KMP_', 'GOMP_', 'LD_', 'MPL')
+#: An exception: torch sets it in this process when it compiles something.
+SET_LATER = 'TORCHINDUCTOR_CACHE_DIR'
+#: Scripts can import ``tests.helpers``.
 ON_PATH = dict(PYTHONPATH=str(REPO))
-#: CUDA does not survive a fork, so the server is without a GPU, and so has to be what it runs.
+#: CUDA does not survive a fork: the server and its children see no GPU.
 NO_GPU = dict(CUDA_VISIBLE_DEVICES='')
 
 
 def speed_up_mmengine() -> None:
-    """Neither changes a result: what mmengine does again and again for each runner and each data set is done once.
+    """Do once what mmengine repeats for each runner and each data set; no result changes.
 
-    yapf lays out a runner's config four times, a second each; and a collection, which each data set begins with, walks
-    through all libraries.
+    Each runner formats its config with yapf four times, which takes a second each. Each data set begins with a garbage
+    collection, which walks through the objects of all libraries.
     """
     module = sys.modules.get('mmengine.config.config')
     if module and not hasattr(module.FormatCode, 'cache'):
@@ -58,7 +59,7 @@ def speed_up_mmengine() -> None:
 
 
 class ForkServer:
-    """The tests' side; the server is started with the first script."""
+    """The client in the tests; the first script starts the server."""
 
     def __init__(self) -> None:
         self.process = None
@@ -78,7 +79,7 @@ class ForkServer:
         self.process.wait()
 
     def takes(self, command: list[str], env: dict[str, str]) -> bool:
-        """Whether a command can be forked: ``python [-W FILTER] SCRIPT ...`` in the environment of the server."""
+        """Tell whether a command can be forked: ``python [-W FILTER] SCRIPT ...`` in the environment of the server."""
         place = 3 if command[1:2] == ['-W'] else 1
         if command[0] not in ('python', sys.executable) or not ''.join(command[place : place + 1]).endswith('.py'):
             return False
@@ -87,14 +88,14 @@ class ForkServer:
         if not glob.glob('/dev/nvidia[0-9]*'):
             env = env | NO_GPU
         theirs, ours = (
-            {name: value for name, value in variables.items() if name.startswith(READ_AT_START)}
+            {name: value for name, value in variables.items() if name.startswith(READ_AT_START) and name != SET_LATER}
             for variables in (self.env, env))
         return theirs == ours
 
     def run(
         self, command: list[str], cwd: str, env: dict[str, str], timeout: float, merged: bool,
     ) -> subprocess.CompletedProcess:
-        """Like ``subprocess.run``; ``merged``: stderr goes where stdout goes."""
+        """Run a command as ``subprocess.run`` does; ``merged`` sends stderr to stdout."""
         with tempfile.TemporaryFile('w+') as out, tempfile.TemporaryFile('w+') as err:
             self.connection.settimeout(None)
             socket.send_fds(
@@ -131,9 +132,8 @@ def start(
         cwd: Its folder.
         env: Variables besides those of this process.
         timeout: In seconds.
-        merged: Whether stderr goes where stdout goes.
-        own_start: Whether a Python script has to begin with an interpreter that has not imported anything, because that
-            is what is tested.
+        merged: Send stderr to stdout.
+        own_start: Start a Python script in a new interpreter, for tests of what happens when it imports.
     """
     words = list(map(str, command))
     variables = os.environ | ON_PATH | {key: str(value) for key, value in (env or {}).items()}
@@ -145,7 +145,7 @@ def start(
 
 
 def serve(connection: socket.socket) -> list[str] | None:
-    """Fork a child for each request. Returns its command in a child, and ``None`` when the tests have ended."""
+    """Fork a child for each request; return its command in the child, and ``None`` when the tests have ended."""
     while True:
         request, descriptors, *_ = socket.recv_fds(connection, 2**20, 2)
         if not request:
@@ -168,12 +168,12 @@ def serve(connection: socket.socket) -> list[str] | None:
 
 
 def become(command: list[str]) -> None:
-    """Be the interpreter of ``[-W FILTER] SCRIPT ...``."""
+    """Run ``[-W FILTER] SCRIPT ...`` as the interpreter does."""
     if command[0] == '-W':
         warnings.simplefilter(command[1])
         sys.warnoptions.append(command[1])
         command = command[2:]
-    # unlike torch's, their generators begin anywhere, not where the server's are
+    # a new interpreter seeds these at random (torch has a fixed seed)
     random.seed()
     numpy.random.seed()
     script, sys.argv = command[0], command
@@ -184,7 +184,7 @@ def become(command: list[str]) -> None:
 
 
 def leave() -> None:
-    """End a child after everything that an interpreter does at its end, but for freeing memory: it is shared."""
+    """End a child after all that an interpreter does at its end, except freeing memory, which is shared."""
     if status is not None:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,7 +1,7 @@
-"""What the fuzz tests share: how many cases they run, and what must never happen in one.
+"""Shared parts of the fuzz tests: the number of cases, and what must never happen in one.
 
-``FUZZ_SCALE=20 pytest tests/fuzz`` runs 20 times as many cases, other ones each time; without it, or with a part of 1,
-they are the same in every run.
+``FUZZ_SCALE=20 pytest tests/fuzz`` runs 20 times as many cases, new ones each time. With a scale of at most 1, the
+default, every run has the same cases.
 """
 
 import os
@@ -28,7 +28,7 @@ _watched: list[tuple[Path, list[str]]] = []
 
 
 def cases(number: int) -> settings:
-    """Settings of a property: ``number`` cases in CI."""
+    """Return hypothesis settings: ``number`` cases in CI."""
     return settings(
         max_examples=max(1, round(number * SCALE)), derandomize=SCALE <= 1, database=None, deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -54,9 +54,9 @@ sys.addaudithook(_audit)
 
 @contextmanager
 def contained(folder: Path) -> Iterator[list[UserError]]:
-    """A block that works or ends in a UserError of a sentence, starts no program, and writes into ``folder`` at most.
+    """Check that a block works or raises a UserError with a message, starts no program, and writes only to ``folder``.
 
-    After an error, the folder holds what it held before. Yields a list that then has the error.
+    After an error, the folder must have its earlier contents. Yields a list, which gets the error.
     """
     before = _contents(folder)
     errors, events = [], []
@@ -80,7 +80,7 @@ def _contents(folder: Path) -> set[Path]:
 
 
 def peak_memory(function: Callable[[], object]) -> float:
-    """How much more memory the process had at most while the function ran, in MB."""
+    """Return by how much a function raises the peak memory of the process, in MB."""
     if not Path('/proc/self/clear_refs').exists():
         pytest.skip('needs Linux')
 
@@ -104,7 +104,7 @@ ODD_VALUES = st.sampled_from([
 
 @st.composite
 def damaged(draw, data: bytes) -> bytes:
-    """The bytes with one kind of damage."""
+    """Draw a damaged copy of the bytes."""
     if not data:
         return data
     kind = draw(st.sampled_from(['cut', 'flip', 'insert', 'drop', 'zeros', 'junk']))
@@ -126,7 +126,7 @@ def damaged(draw, data: bytes) -> bytes:
 
 
 def places(value: object, path: tuple = ()) -> Iterator[tuple]:
-    """Paths to everything in nested lists and dicts."""
+    """Yield the paths to all values in nested lists and dicts."""
     if path:
         yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
@@ -135,7 +135,7 @@ def places(value: object, path: tuple = ()) -> Iterator[tuple]:
 
 
 def changed(value: object, path: tuple, new: object) -> object:
-    """A copy with something else at a path; ``...`` removes what is there."""
+    """Return a copy with another value at a path; ``...`` removes the value."""
     if not path:
         return new
     key, *rest = path

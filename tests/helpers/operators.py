@@ -1,4 +1,4 @@
-"""The same call with the operators of mmcv_ops and with mmcv's compiled ones, where there are some."""
+"""Run the same call with the operators of mmcv_ops and with mmcv's compiled ones, if mmcv has them."""
 
 from collections.abc import Callable
 from unittest import mock
@@ -15,7 +15,7 @@ needs_compiled = pytest.mark.skipif(not COMPILED, reason='needs a compiled mmcv'
 
 
 def ours_and_compiled(call: Callable):
-    """What a call of mmcv.ops returns with each."""
+    """Return the results of a call of mmcv.ops with each."""
     results = []
     for operators in (OPERATORS, COMPILED):
         with mock.patch.multiple(mmcv._ext, create=True, **operators):
@@ -24,7 +24,7 @@ def ours_and_compiled(call: Callable):
 
 
 def with_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
-    """A function's result and the gradients of its inputs, for an upstream gradient that differs everywhere."""
+    """Return a function's result and the gradients of its inputs, for an upstream gradient of different values."""
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     out = function(*leaves)
     upstream = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view(out.shape)
@@ -32,7 +32,7 @@ def with_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> list[Ten
 
 
 def largest_difference(a: list[Tensor], b: list[Tensor]) -> float:
-    """Infinite where one is not a number and the other is."""
+    """Return the largest absolute difference; infinite where only one of two values is NaN."""
     assert len(a) == len(b)
     differences = [0.0]
     for x, y in zip(a, b, strict=True):
@@ -44,7 +44,7 @@ def largest_difference(a: list[Tensor], b: list[Tensor]) -> float:
 
 
 def random_boxes(number: int, generator: torch.Generator, size: float = 100, dtype=torch.float32) -> Tensor:
-    """``(x1, y1, x2, y2)``; every eighth is the one before, and some of the others have whole coordinates."""
+    """Draw boxes ``(x1, y1, x2, y2)``; every eighth repeats the one before, and some have integer coordinates."""
     corners = size * torch.rand(number, 2, 2, generator=generator, dtype=dtype)
     corners[::3] = corners[::3].round()
     boxes = torch.cat([corners.amin(1), corners.amax(1)], dim=1)

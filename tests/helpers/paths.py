@@ -1,4 +1,4 @@
-"""Where things are, and the options of a training of seconds."""
+"""Paths, and the options of a training that takes seconds."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 REPO = Path(__file__).resolve().parents[2]
 SHARED = REPO.parent / 'shared'  # photographs and pretrained weights; not part of the repository
 
-#: Options that turn the MiniScanNet recipe into a run of seconds.
+#: Options that make the MiniScanNet recipe a run of seconds.
 TINY_RUN = [
     '--cfg-options', 'model.backbone.init_cfg=None', 'model.encoder.num_layers=1', 'model.decoder.num_layers=1',
     'train_dataloader.batch_size=4', 'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',

@@ -1,4 +1,4 @@
-"""A small detector with seeded weights on disk: config and checkpoint, as a training leaves them."""
+"""A small detector with seeded weights on disk: a config and a checkpoint, as training writes them."""
 
 import copy
 from pathlib import Path
@@ -17,9 +17,9 @@ def save_tiny(folder: Path, recipe: Path = DINO, model: str = '') -> tuple[Path,
     """Write ``config.py`` and ``epoch_1.pth``, whose weights make a few scores high; which ones depends on the image.
 
     Args:
-        folder: Where.
-        recipe: What the config inherits from.
-        model: Further fields of ``model``, as text of a dict.
+        folder: Folder for the files.
+        recipe: Config to inherit from.
+        model: More fields of ``model``, as the text of a dict.
     """
     config, checkpoint = folder / 'config.py', folder / 'epoch_1.pth'
     folder.mkdir(parents=True, exist_ok=True)

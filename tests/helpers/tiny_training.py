@@ -1,4 +1,4 @@
-"""A training of seconds that has everything that must survive an interruption, and the comparison of two of them."""
+"""A training of seconds with everything that must survive an interruption, and the comparison of two of them."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from tests.helpers.interruptions import InterruptHook
 from tests.helpers.paths import REPO
 
 RECIPE = REPO / 'projects/deit_detr/configs/lw-detr_deit-tiny_1xb4-16e_mini-scannet.py'
-#: Dropout, a moving average, two groups of aspect ratios, random flips; a log of raw numbers.
+#: With dropout, a moving average, two groups of aspect ratios and random flips; the log has unsmoothed numbers.
 TINY = f"""
 _base_ = '{RECIPE}'
 model = dict(
@@ -40,7 +40,7 @@ NAMES = itertools.count()
 
 
 def turn_half(root: Path, out_dir: Path) -> Path:
-    """Copy a converted data set with every second image turned on its side, boxes too."""
+    """Copy a converted data set and turn every second image with its boxes by 90 degrees."""
     for split in ('train', 'val'):
         content = json.loads((root / f'scannet_objdet_{split}.json').read_text())
         turned = {image['id'] for image in content['images'][::2]}
@@ -61,7 +61,7 @@ def turn_half(root: Path, out_dir: Path) -> Path:
 
 
 class StepLog(Hook):
-    """The loss of each step, unrounded, and its images."""
+    """Record the unrounded loss and the images of each step."""
 
     def __init__(self) -> None:
         self.losses, self.images = [], []
@@ -72,7 +72,7 @@ class StepLog(Hook):
 
 
 def tiny_config(work_dir: Path, options: dict | None = None, resume: bool | str = False) -> Config:
-    """The config of a run in this process; its file lies beside the work folder."""
+    """Load the config of a run in this process; its file is beside the work folder."""
     path = work_dir.parent / 'tiny.py'
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def tiny_config(work_dir: Path, options: dict | None = None, resume: bool | str 
 
 
 def train(cfg: Config, interrupt: InterruptHook | None = None) -> StepLog:
-    """Train in this process; the exit of a preempted training is not an error here, but in ``status`` of the log."""
+    """Train in this process and return the log, whose ``status`` is that of the exit of a preempted training."""
     runner = Runner.from_cfg(cfg)
     log = StepLog()
     runner.register_hook(log)
@@ -100,12 +100,12 @@ def train(cfg: Config, interrupt: InterruptHook | None = None) -> StepLog:
 
 
 def read_log(work_dir: Path) -> str:
-    """What the last start logged."""
+    """Read the log of the last start."""
     return sorted(work_dir.glob('*/*.log'))[-1].read_text()
 
 
 def differences(one: object, other: object, place: str = '') -> list[str]:
-    """Where two nested structures are not the same to the last bit."""
+    """List the places where two nested structures are not bitwise equal."""
     if isinstance(one, torch.Tensor):
         return [] if torch.equal(one, other) else [place]
     if isinstance(one, dict):
@@ -119,7 +119,7 @@ def differences(one: object, other: object, place: str = '') -> list[str]:
 
 
 def assert_same_training(checkpoint: Path, other: Path) -> None:
-    """Weights, moving average, optimizer and schedulers of two checkpoints are the same to the last bit."""
+    """Compare weights, moving average, optimizer and schedulers of two checkpoints bitwise."""
     one, two = (torch.load(path, weights_only=True) for path in (checkpoint, other))
     for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
         assert not differences(one[part], two[part]), part

@@ -1,4 +1,4 @@
-"""Attention recomputed for one layer, against what the model itself computed, and its places in the image."""
+"""Attention pictures: recomputed weights against those of the model, and their places in the image."""
 
 import copy
 import sys
@@ -19,13 +19,11 @@ import deit_detr
 from deit_detr.errors import UserError
 from deit_detr.inference.attention import (
     Attention,
-    _Run,
-    _sampling_points,
-    _weights_of_conditional,
     cross_attention,
     draw_attention,
     self_attention,
 )
+from deit_detr.inference.attention_probe import AttentionProbe, sampling_points, weights_of_conditional
 from deit_detr.models.attention import FusedAttention
 from deit_detr.models.windowed_vit import WindowedViT
 from tests.helpers.paths import REPO
@@ -62,8 +60,8 @@ def test_plain_attention_is_what_the_model_computed(detr, layer):
     module = detr.model.decoder.layers[layer].cross_attn
     with module.attn.register_forward_hook(lambda _module, _inputs, output: computed.append(output[1])):
         shown = cross_attention(detr, image_of(160, 120), score_thr=0, layer=layer, max_detections=100)
-    run = _Run(detr, image_of(160, 120), module)
-    queries = run.queries_of(run.sample.pred_instances)
+    probe = AttentionProbe(detr, image_of(160, 120), module)
+    queries = probe.queries_of(probe.sample.pred_instances)
     assert sorted(queries) == list(range(100)), 'every query is one detection in DETR'
     weights = np.stack([attention.weights for attention in shown]).reshape(100, -1)
     np.testing.assert_allclose(weights, computed[0][0][queries].numpy(), rtol=0, atol=1e-6)
@@ -87,7 +85,7 @@ def test_fused_attention_shows_the_same(detr, detr_files, tmp_path, compiled):
     fast = deit_detr.load(config, detr_files[1], device='cpu')
     assert isinstance(fast.model.decoder.layers[1].cross_attn, FusedAttention)
     image = image_of(200, 133)
-    fast(image)  # compile first, if at all
+    fast(image)  # compiles the model if it is to be compiled
     for function, arguments in (
             (cross_attention, dict(score_thr=0, max_detections=5)),
             (self_attention, dict(points=[(20, 30), (199, 132)])),
@@ -110,10 +108,10 @@ def test_backbone_attention_is_a_softmax(detr):
 
 @pytest.mark.parametrize('width, height', [(160, 120), (150, 113), (64, 301), (501, 77)])
 def test_every_token_is_at_its_place(detr, width, height):
-    """The warmest pixel of a token's map lies in that token, for each one whose centre is part of the image."""
-    run = _Run(detr, image_of(width, height), detr.model.encoder.layers[0].self_attn)
-    rows, columns = run.grid
-    model_height, model_width = run.sample.img_shape
+    """The hottest pixel of a token's map lies in that token, for each token whose centre is in the image."""
+    probe = AttentionProbe(detr, image_of(width, height), detr.model.encoder.layers[0].self_attn)
+    rows, columns = probe.grid
+    model_height, model_width = probe.sample.img_shape
     assert (rows, columns) == (-(-model_height // 16), -(-model_width // 16))
     for token in range(0, rows * columns, 3):
         row, column = divmod(token, columns)
@@ -121,36 +119,36 @@ def test_every_token_is_at_its_place(detr, width, height):
             continue
         one = torch.zeros(rows, columns)
         one[row, column] = 1
-        heat = run._heat(one)
+        heat = probe.heat(one)
         assert heat.shape == (height, width)
         y, x = np.unravel_index(heat.argmax(), heat.shape)
-        assert run.token_at((x, y)) == token
+        assert probe.token_at((x, y)) == token
         if row in (0, rows - 1) or column in (0, columns - 1):
-            continue  # as warm up to the border
+            continue  # equally hot up to the border
         assert abs((x + 0.5) / width - (column + 0.5) * 16 / model_width) <= 1.5 / width + 1.5 / model_width
         assert abs((y + 0.5) / height - (row + 0.5) * 16 / model_height) <= 1.5 / height + 1.5 / model_height
 
 
 @pytest.mark.parametrize('part', ['encoder', 'decoder'])
 def test_deformable_samples_give_the_modules_output(dino, part):
-    """What the module returns follows from the sampling points and weights: points around points, and around boxes."""
+    """The output of the module follows from the sampling points and weights, for reference points and boxes."""
     layer = getattr(dino.model, part).layers[0]
     module = layer.self_attn if part == 'encoder' else layer.cross_attn
     outputs = []
     with module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output)):
-        run = _Run(dino, image_of(150, 113), module)
-    inputs = run.caught['inputs']
+        probe = AttentionProbe(dino, image_of(150, 113), module)
+    inputs = probe.caught['inputs']
     query = inputs['query']
     value = module.value_proj(query if inputs['value'] is None else inputs['value'])
     with torch.no_grad():
-        locations, weights = _sampling_points(module, inputs, torch.arange(query.shape[1]))
+        locations, weights = sampling_points(module, inputs, torch.arange(query.shape[1]))
         sampled = multi_scale_deformable_attn_pytorch(
             value.unflatten(-1, (module.num_heads, -1)), inputs['spatial_shapes'], locations[None], weights[None])
         torch.testing.assert_close(module.output_proj(sampled) + query, outputs[0], rtol=0, atol=1e-5)
 
 
 def test_deformable_samples_lie_where_the_detections_are(dino):
-    """Without offsets all samples are at the box that the layer starts from, which this untrained head keeps."""
+    """Without offsets all samples are at the reference box, which this untrained head does not change."""
     module = dino.model.decoder.layers[-1].cross_attn
     kept = copy.deepcopy(module.sampling_offsets.state_dict())
     try:
@@ -167,7 +165,7 @@ def test_deformable_samples_lie_where_the_detections_are(dino):
         assert attention.samples[:, 2].sum() == pytest.approx(1, abs=1e-5)
         if x1 > 0 and x2 < 120 and y1 > 0 and y2 < 90:  # not clipped
             inside += 1
-            # strides 16 and 32: 240 is no multiple of 32, the second map reaches 16 pixels of the input beyond it
+            # strides 16 and 32: 240 is not a multiple of 32, the second map reaches 16 pixels beyond the input
             centre = np.array([(x1 + x2) / 2, (y1 + y2) / 2])
             for level, beyond in enumerate((1, 256 / 240)):
                 found = attention.samples.reshape(8, 2, 4, 3)[:, level, :, :2].reshape(-1, 2)
@@ -184,10 +182,10 @@ def test_conditional_attention_gives_the_modules_output(is_first):
         ref_sine_embed=torch.randn(1, 5, 32), key_pos=torch.randn(1, 12, 32), attn_mask=None,
         key_padding_mask=torch.arange(12)[None] > 9, is_first=is_first)
     with torch.no_grad():
-        weights = _weights_of_conditional(module, inputs)
+        weights = weights_of_conditional(module, inputs)
         assert weights.shape == (5, 12) and (weights[:, 10:] == 0).all()
         torch.testing.assert_close(weights.sum(1), torch.ones(5))
-        # if all heads have the same values and count the same, the output follows from the average weights
+        # if all heads have the same values and projections, the output follows from the average weights
         module.v_proj.weight.copy_(module.v_proj.weight[:8].repeat(4, 1))
         module.v_proj.bias.copy_(module.v_proj.bias[:8].repeat(4))
         module.out_proj.weight.copy_(module.out_proj.weight[:, :8].repeat(1, 4))
@@ -197,7 +195,7 @@ def test_conditional_attention_gives_the_modules_output(is_first):
 
 
 def test_windowed_backbone(detr):
-    """With all layers global it shows what the plain one shows; others see their window, which has the point in it."""
+    """Global layers show what the plain backbone shows; other layers attend to the window of the point."""
     windowed = copy.copy(detr)
     windowed.model = copy.deepcopy(detr.model)
     cfg = dict(detr.cfg.model.backbone, window_size=(4, 6), global_layers=[0, 1])
@@ -231,7 +229,7 @@ def test_every_kind_of_recipe_can_be_shown(recipe, tmp_path):
         weights = attention.samples[:, 2] if attention.weights is None else attention.weights
         assert weights.min() >= 0 and weights.sum() == pytest.approx(1, abs=1e-4)
     if getattr(detector.model, 'encoder', None) is None:
-        with pytest.raises(UserError, match='its encoder has no layers with attention'):
+        with pytest.raises(UserError, match='its encoder has no layers whose attention'):
             self_attention(detector, image_of(160, 120), [(3, 4)])
 
 
@@ -243,7 +241,7 @@ def test_what_cannot_be_shown(detr):
     for point in ((64, 10), (10, 48), (-1, 10), (float('nan'), 1)):
         with pytest.raises(UserError, match='outside the image, which is 64x48'):
             self_attention(detr, image, [point])
-    with pytest.raises(UserError, match="it is 'encoder' or 'backbone'"):
+    with pytest.raises(UserError, match="has to be 'encoder' or 'backbone'"):
         self_attention(detr, image, [(1, 1)], 'neck')
     assert cross_attention(detr, image, score_thr=1.1) == [], 'nothing is that confident'
 
@@ -254,7 +252,7 @@ def test_what_cannot_be_shown(detr):
     other = copy.copy(detr)
     other.model = copy.deepcopy(detr.model)
     other.model.decoder.layers[1].cross_attn = Other()
-    with pytest.raises(UserError, match='Other: a kind of attention that is not known here'):
+    with pytest.raises(UserError, match='Other: this kind of attention is not supported'):
         cross_attention(other, image, score_thr=0)
 
 
@@ -267,7 +265,7 @@ def test_picture_shows_heat_where_it_is(detr):
         Attention('warm', heat=heat), Attention('dots', samples=samples, box=np.array([20, 80, 40, 100]))])
     assert picture.mode == 'RGB' and picture.size == (1440, 395)
     red, green, blue = np.asarray(picture).transpose(2, 0, 1)
-    rows, columns = np.nonzero((red > 240) & (green > 240) & (blue < 190))  # the warmest colour
+    rows, columns = np.nonzero((red > 240) & (green > 240) & (blue < 190))  # the hottest colour
     for panel, (x, y) in enumerate([(115, 30), (30, 90)], 1):
         here = (columns >= 480 * panel) & (columns < 480 * (panel + 1))
         assert abs(columns[here].mean() - 480 * panel - 3 * x) < 10 and abs(rows[here].mean() - 35 - 3 * y) < 10

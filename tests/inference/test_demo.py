@@ -1,4 +1,4 @@
-"""tools/demo.py on pictures, folders, videos and scenes; what it writes is whole or not there."""
+"""tools/demo.py on pictures, folders, videos and scenes; its files are written whole or not at all."""
 
 import importlib.util
 import shutil
@@ -14,18 +14,12 @@ import deit_detr
 from deit_detr.errors import UserError
 from deit_detr.inference.video import VideoFrames, scene_frames, write_picture, write_video
 from tests.helpers.paths import REPO
-from tests.helpers.tiny_detector import save_tiny
 
 TOOL = REPO / 'tools/demo.py'
 
 
-@pytest.fixture(scope='module')
-def files(tmp_path_factory) -> tuple[Path, Path]:
-    return save_tiny(tmp_path_factory.mktemp('detector'))
-
-
 @pytest.fixture
-def demo(files, monkeypatch, tmp_path):
+def demo(detector_files, monkeypatch, tmp_path):
     """Run the tool in this process: starting one takes longer than the demo."""
     spec = importlib.util.spec_from_file_location('demo', TOOL)
     tool = importlib.util.module_from_spec(spec)
@@ -33,7 +27,7 @@ def demo(files, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def demo(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['demo.py', *map(str, (*files, *arguments))])
+        monkeypatch.setattr(sys, 'argv', ['demo.py', *map(str, (*detector_files, *arguments))])
         tool.main()
 
     return demo
@@ -44,10 +38,10 @@ def frames_of(path: Path) -> list[np.ndarray]:
 
 
 @pytest.mark.slow
-def test_command_line_draws_a_picture(files, mini_frames, run, tmp_path):
+def test_command_line_draws_a_picture(detector_files, mini_frames, run, tmp_path):
     shutil.copy(next(mini_frames.glob('*/color/000000.jpg')), tmp_path / 'room.jpg')
     # the order of its imports matters: not all tools begin with this package
-    output = run(sys.executable, TOOL, *files, 'room.jpg', own_start=True)
+    output = run(sys.executable, TOOL, *detector_files, 'room.jpg', own_start=True)
     assert output.startswith('demo/room.jpg: ') and output.endswith(' ms)\n') and output.count('\n') == 1
     with Image.open(tmp_path / 'demo/room.jpg') as picture:
         assert picture.size == (960, 720)
@@ -55,7 +49,7 @@ def test_command_line_draws_a_picture(files, mini_frames, run, tmp_path):
 
 
 @pytest.mark.slow
-def test_scene_becomes_a_video_in_order(demo, files, mini_frames, tmp_path):
+def test_scene_becomes_a_video_in_order(demo, detector_files, mini_frames, tmp_path):
     scene = tmp_path / 'scene0009_01'
     (scene / 'color').mkdir(parents=True)
     originals = sorted(mini_frames.glob('*/color/*.jpg'))[:3]
@@ -65,7 +59,7 @@ def test_scene_becomes_a_video_in_order(demo, files, mini_frames, tmp_path):
     demo(scene, '--out-dir', 'out')
     assert [path.name for path in (tmp_path / 'out').iterdir()] == ['scene0009_01.mp4']
     assert VideoFrames(tmp_path / 'out/scene0009_01.mp4').fps == 2
-    detector = deit_detr.load(*files)
+    detector = deit_detr.load(*detector_files)
     shown = frames_of(tmp_path / 'out/scene0009_01.mp4')
     expected = [np.asarray(detector.draw(path, detector(path)))[..., ::-1] for path in originals]
     differences = np.array([[np.abs(a.astype(int) - b).mean() for b in expected] for a in shown])
@@ -150,7 +144,7 @@ def test_pictures_are_whole_or_not_there(tmp_path):
     picture = Image.new('RGB', (8, 6))
     write_picture(tmp_path / 'new/a.png', picture)
     assert cv2.imread(str(tmp_path / 'new/a.png')).shape == (6, 8, 3)
-    with pytest.raises(UserError, match='has to end as a picture does'):
+    with pytest.raises(UserError, match='has to end in the suffix of a picture'):
         write_picture(tmp_path / 'a.picture', picture)
     with pytest.raises(UserError, match='cannot be written'):
         write_picture(tmp_path / 'new/a.png/b.png', picture)

@@ -1,4 +1,4 @@
-"""``deit_detr.load``: the same boxes as in evaluation, from whatever an image comes as, and clear words otherwise."""
+"""``deit_detr.load``: the boxes of the evaluation from every kind of image, and clear errors."""
 
 import os
 import sys
@@ -18,17 +18,6 @@ from PIL import Image
 import deit_detr
 from deit_detr.errors import UserError
 from tests.helpers.paths import REPO
-from tests.helpers.tiny_detector import save_tiny
-
-
-@pytest.fixture(scope='module')
-def files(tmp_path_factory) -> tuple[Path, Path]:
-    return save_tiny(tmp_path_factory.mktemp('detector'))
-
-
-@pytest.fixture(scope='module')
-def detector(files):
-    return deit_detr.load(*files, device='cpu')
 
 
 @pytest.fixture(scope='module')
@@ -42,8 +31,9 @@ def assert_same(a: DetDataSample, b: DetDataSample) -> None:
     assert a.pred_instances.label_names == b.pred_instances.label_names
 
 
-def test_gives_what_evaluation_gives(files, detector, mini_scannet):
-    dataset = DATASETS.build(dict(Config.fromfile(files[0]).test_dataloader.dataset, data_root=f'{mini_scannet}/'))
+def test_gives_what_evaluation_gives(detector_files, detector, mini_scannet):
+    cfg = Config.fromfile(detector_files[0])
+    dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, data_root=f'{mini_scannet}/'))
     for index in (0, 5):
         data = dataset[index]
         with torch.no_grad():
@@ -112,7 +102,7 @@ def test_truncated_pil_image(detector, tmp_path):
 
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_exif_orientation(detector, tmp_path, orientation):
-    """Files and PIL images stand upright, as viewers show them."""
+    """Files and PIL images are upright, as viewers show them."""
     upright = np.zeros((48, 64, 3), np.uint8)
     upright[:24, :32] = (0, 0, 255)  # top left is red
     stored = {1: lambda x: x, 2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1],
@@ -149,17 +139,17 @@ def test_draws_each_class_in_its_colour(detector, frames):
     ('text.jpg', 'text.jpg: cannot be read as an image'),
     ('empty.png', 'empty.png: cannot be read as an image'),
     (np.zeros((4, 4, 3)), 'an array of float64'),
-    (np.zeros((4, 4, 2), np.uint8), 'no image'),
-    (np.zeros((0, 4, 3), np.uint8), 'no image'),
-    (np.zeros((1, 4, 4, 3), np.uint8), 'no image'),
-    (np.zeros(4, np.uint8), 'no image'),
+    (np.zeros((4, 4, 2), np.uint8), 'not an image'),
+    (np.zeros((0, 4, 3), np.uint8), 'not an image'),
+    (np.zeros((1, 4, 4, 3), np.uint8), 'not an image'),
+    (np.zeros(4, np.uint8), 'not an image'),
     (Image.new('I', (4, 4)), 'mode I: convert it'),
     (Image.new('I;16', (4, 4)), 'mode I;16: convert it'),
     (Image.new('F', (4, 4)), 'mode F: convert it'),
     (torch.zeros(3, 4, 4), 'not a Tensor'),
     (None, 'not a NoneType'),
 ])
-def test_what_is_no_image(detector, tmp_path, monkeypatch, image, message):
+def test_what_is_not_an_image(detector, tmp_path, monkeypatch, image, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'text.jpg').write_text('no picture')
     (tmp_path / 'empty.png').touch()
@@ -179,23 +169,24 @@ def change_last_linear(state_dict):
     (change_last_linear, r'of another shape \(bbox_head.cls_branches.0.weight \(18, 256\) instead of \(20, 256\)'),
     (lambda state: state.update({'bbox_head.transformer.x': torch.zeros(1)}), 'mmdet2x_to_3x.py'),
 ])
-def test_checkpoint_has_to_fit(files, tmp_path, change, message):
-    config, checkpoint = files
+def test_checkpoint_has_to_fit(detector_files, tmp_path, change, message):
+    config, checkpoint = detector_files
     content = torch.load(checkpoint)
     change(content['state_dict'])
     torch.save(content, tmp_path / 'other.pth')
-    with pytest.raises(UserError, match=f'other.pth: does not fit the config: .*{message}'):
+    with pytest.raises(UserError, match=f'other.pth: does not fit the model: .*{message}'):
         deit_detr.load(config, tmp_path / 'other.pth')
 
 
-def test_classes_have_to_agree(files, tmp_path):
-    config, checkpoint = files
+def test_classes_have_to_agree(detector_files, tmp_path):
+    config, checkpoint = detector_files
     content = torch.load(checkpoint)
     content['meta']['dataset_meta']['classes'] = ('person', *content['meta']['dataset_meta']['classes'][1:])
     torch.save(content, tmp_path / 'other.pth')
-    with pytest.raises(UserError, match="was trained on the classes .'person', 'floor'"):
+    with pytest.raises(
+            UserError, match=r'other.pth: was trained on 20 \(person, floor, .*dataset.metainfo.classes has 20 \(wall'):
         deit_detr.load(config, tmp_path / 'other.pth')
-    del content['meta']  # tensors alone: the config says the classes
+    del content['meta']  # tensors alone: the classes come from the config
     torch.save(content, tmp_path / 'tensors.pth')
     assert deit_detr.load(config, tmp_path / 'tensors.pth').classes[0] == 'wall'
     (tmp_path / 'config.py').write_text(f"_base_ = '{config}'\ntest_dataloader = dict(dataset=dict(metainfo=dict("
@@ -204,14 +195,14 @@ def test_classes_have_to_agree(files, tmp_path):
         deit_detr.load(tmp_path / 'config.py', tmp_path / 'tensors.pth')
 
 
-def test_files_that_are_none(files, tmp_path):
-    config, checkpoint = files
+def test_files_that_are_none(detector_files, tmp_path):
+    config, checkpoint = detector_files
     with pytest.raises(UserError, match='nowhere.py: no such config file'):
         deit_detr.load(tmp_path / 'nowhere.py', checkpoint)
     with pytest.raises(UserError, match='nowhere.pth: no such checkpoint file'):
         deit_detr.load(config, tmp_path / 'nowhere.pth')
     with pytest.raises(UserError, match='has no test_dataloader: it is only a part of a config'):
-        deit_detr.load(REPO / 'configs/_base_/models/deit-tiny.py', checkpoint)
+        deit_detr.load(REPO / 'configs/_base_/backbones/deit-tiny.py', checkpoint)
     with pytest.raises(UserError, match='device meta-morph'):
         deit_detr.load(config, checkpoint, device='meta-morph')
 
@@ -232,10 +223,10 @@ def test_pure_python_config_loads():
 
 
 @pytest.mark.slow
-def test_five_lines_print_nothing_and_write_nothing(files, frames, run, tmp_path):
+def test_five_lines_print_nothing_and_write_nothing(detector_files, frames, run, tmp_path):
     output = run(sys.executable, '-W', 'error::UserWarning:__main__', '-c', f'''
 import deit_detr
-detector = deit_detr.load('{files[0]}', '{files[1]}')
+detector = deit_detr.load('{detector_files[0]}', '{detector_files[1]}')
 found = detector('{frames[0]}').pred_instances
 detector.draw('{frames[0]}', detector('{frames[0]}'))
 print(len(found.label_names), tuple(found.bboxes.shape))

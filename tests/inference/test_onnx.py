@@ -1,4 +1,4 @@
-"""Every family as an ONNX file: the numbers of PyTorch, whatever the size and the batch, and run without PyTorch."""
+"""ONNX files of all families: the results of PyTorch for every size and batch, without PyTorch installed."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ from tests.helpers.tiny_detector import save_tiny
 CONFIGS = REPO / 'projects/deit_detr/configs'
 RUN_ONNX = REPO / 'tools/deployment/run_onnx.py'
 FAMILIES = sorted(path.stem.split('_')[0] for path in CONFIGS.glob('*mini-scannet.py'))
-#: So that windows come out even at one size and not at another.
+#: Windows that divide the map at one size and not at another.
 LW_DETR = '''
 model = dict(
     backbone=dict(window_size=4, out_indices=[0, 2], global_layers=[0, 2]), neck=dict(in_channels=[192, 192]))
@@ -31,13 +31,13 @@ model = dict(
 
 
 def save_family(folder: Path, family: str) -> tuple[Path, Path]:
-    """A small detector of a family, in which nothing is zero: fresh branches move no box, fresh offsets no sample."""
+    """Save a small detector of a family without zero tensors: initially, branches and offsets have no effect."""
     recipe = next(CONFIGS.glob(f'{family}_*mini-scannet.py'))
     if family == 'lw-detr':
         folder.mkdir(parents=True)
         (folder / 'recipe.py').write_text(f"_base_ = '{recipe}'\n{LW_DETR}")
         recipe = folder / 'recipe.py'
-    # few queries: nearly equal scores of tokens, whose order is a matter of the last bit, are rare among the best
+    # few queries: nearly equal scores, whose order depends on the last bit, are rare among the best tokens
     config, path = save_tiny(folder, recipe, 'num_queries=20, test_cfg=dict(max_per_img=20)')
     checkpoint = torch.load(path, weights_only=True)
     generator = torch.Generator().manual_seed(0)
@@ -58,7 +58,7 @@ def run_onnx():
 
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
-    """Give config, checkpoint and ONNX file of a family, each made once."""
+    """Return config, checkpoint and ONNX file of a family; each is made once."""
     made = {}
 
     def get(family: str) -> tuple[Path, Path, Path]:
@@ -83,13 +83,13 @@ def test_numbers_of_pytorch(family, exported, run_onnx):
     config, checkpoint, path = exported(family)
     detector = deit_detr.load(config, checkpoint, 'cpu')
     in_onnx = run_onnx.OnnxDetector(path, threads=1)
-    # even and odd patches, windows with and without padding, upright and wide, none of them those of the export
+    # even and odd patches, windows with and without padding, upright and wide, other sizes than in the export
     for size in ((640, 480), (301, 222), (150, 300), (500, 260)):
         image = image_of(*size, seed=size[0])
         found = in_onnx(image)
         boxes, scores = compare(detector, image, *found, score_thr=0.2)
         assert boxes <= BOX_TOLERANCE / 10 and scores <= SCORE_TOLERANCE / 10, (size, boxes, scores)
-        # the detections differ from one another: a graph of constants would not do
+        # the detections differ from one another, which those of a constant graph would not
         assert found[1][0] > found[1][-1] and np.ptp(found[0], axis=0).min() > 1
 
     batch = np.stack([in_onnx.resize(image_of(200, 150, seed)) for seed in range(3)])
@@ -102,7 +102,7 @@ def test_numbers_of_pytorch(family, exported, run_onnx):
 
 @pytest.mark.slow
 def test_real_photographs(indoor_photos, exported, run_onnx):
-    """The whole way, from the file: decoding, resizing, the graph, boxes in pixels of the photograph."""
+    """From the file to boxes in pixels of the photograph: decoding, resizing, the graph."""
     for family in ('lw-detr', 'dino'):
         config, checkpoint, path = exported(family)
         detector = deit_detr.load(config, checkpoint, 'cpu')
@@ -181,7 +181,7 @@ def test_runs_without_pytorch(exported, mini_scannet, run, tmp_path):
 
 @pytest.mark.slow
 def test_int8_from_the_command_line(exported, run, run_onnx, tmp_path):
-    """LW-DETR: some of its weights have three dimensions, which ONNX Runtime quantizes and then does not run."""
+    """LW-DETR has weights of three dimensions, which ONNX Runtime can quantize but not run."""
     config, checkpoint, path = exported('lw-detr')
     output = run(sys.executable, REPO / 'tools/deployment/export_onnx.py', config, checkpoint, '--int8',
                  '--out', tmp_path / 'small.onnx')
@@ -199,7 +199,7 @@ def test_int8_from_the_command_line(exported, run, run_onnx, tmp_path):
 @pytest.mark.slow
 def test_a_graph_that_disagrees_is_not_left(exported, tmp_path, monkeypatch):
     config, checkpoint, _ = exported('detr-fast')
-    compiled = tmp_path / 'compiled.py'  # exported as it is without
+    compiled = tmp_path / 'compiled.py'  # the same graph as without compilation
     compiled.write_text(f"_base_ = '{config}'\nmodel = dict(compile=dict(backend='eager'))\n")
     out = tmp_path / 'model.onnx'
     out.write_text('the one before')

@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import deit_detr
 from deit_detr.errors import UserError
 from deit_detr.inference.web import launch
 from tests.helpers.browser import browser as browser
-from tests.helpers.tiny_detector import save_tiny
 
-pytest.importorskip('gradio', reason='the web demo needs Gradio (requirements/optional.txt)')
-gradio_client = pytest.importorskip('gradio_client')
+pytestmark = pytest.mark.slow  # the import of Gradio alone takes seconds
 
 
 def free_port() -> int:
@@ -24,12 +21,8 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope='module')
-def detector(tmp_path_factory):
-    return deit_detr.load(*save_tiny(tmp_path_factory.mktemp('detector')), device='cpu')
-
-
-@pytest.fixture(scope='module')
 def app(detector):
+    pytest.importorskip('gradio', reason='the web demo needs Gradio (requirements/optional.txt)')
     app = launch(detector, 'A tiny detector', free_port())
     yield app
     app.close()
@@ -75,15 +68,16 @@ def test_upload_boxes_threshold(app, detector, browser, mini_scannet):
     wait_for(browser, f'{TEXT}.includes("{best}") && !{TEXT}.includes("{last}")')
     leaving = [problem for problem in browser.problems
                if not problem.startswith((f'request of {app.local_url}', 'request of blob:'))
-               and 'Method not implemented' not in problem]  # a warning of Gradio's own
+               and 'Method not implemented' not in problem]  # a warning of Gradio itself
     assert not leaving
 
 
 def test_rotated_photographs_and_deep_pictures(app, detector, mini_scannet, tmp_path):
+    gradio_client = pytest.importorskip('gradio_client')
     client = gradio_client.Client(app.local_url, verbose=False)
     upright = Image.open(next(mini_scannet.glob('val/*/color/*.jpg')))
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its side
+    exif[0x0112] = 6  # stored rotated
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / 'rotated.png', exif=exif)
     _, table, timing = client.predict(gradio_client.handle_file(tmp_path / 'rotated.png'), 0.3, api_name='/detect')
     found = detector(upright).pred_instances

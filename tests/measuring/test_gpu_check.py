@@ -1,4 +1,4 @@
-"""tools/check_gpu.sh on this machine: what passes, what a failure looks like, and that a wrong device is found."""
+"""tools/check_gpu.sh on this machine: its checks pass, failures are reported, and a wrong device is found."""
 
 import io
 import json
@@ -32,7 +32,7 @@ SCRIPT = REPO / 'tools/misc/check_gpu.py'
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """Where the rooms are rendered once."""
+    """The folder of the rooms, which are rendered once."""
     return tmp_path_factory.mktemp('check_gpu')
 
 
@@ -64,15 +64,15 @@ def test_losses_of_two_families(setting, run, tmp_path):
 
 @pytest.mark.slow
 def test_a_failing_check_hides_no_other(setting, monkeypatch, capsys, tmp_path):
-    def look(setting, family, amp=None):
+    def check(setting, family, amp=None):
         if family == 'dino':
             raise RuntimeError('CUDA error: no kernel\nadvice')
         if family == 'lw-detr':
             raise Failed('loss_cls differs')
         return 'fine'
 
-    monkeypatch.setattr(checks, 'check_training', look)
-    monkeypatch.setattr(checks, 'check_losses', look)
+    monkeypatch.setattr(checks, 'check_training', check)
+    monkeypatch.setattr(checks, 'check_losses', check)
     folder = tmp_path / 'work'
     folder.mkdir()
     (folder / setting.rooms.name).symlink_to(setting.rooms)
@@ -87,7 +87,7 @@ def test_a_failing_check_hides_no_other(setting, monkeypatch, capsys, tmp_path):
     output = capsys.readouterr().out
     log = folder / 'check_gpu.log'
     assert output.strip().endswith(f'The tracebacks are in {log}') and '5 ok, 6 FAIL in ' in output
-    assert log.read_text().count('in look\n    raise RuntimeError') == 3, 'foreseen failures need no traceback'
+    assert log.read_text().count('in check\n    raise RuntimeError') == 3, 'expected failures have no traceback'
 
 
 @pytest.mark.slow
@@ -135,17 +135,17 @@ def test_side_by_side_runs_at_the_same_time():
 
 @pytest.mark.parametrize('error, status', [(Skipped('x'), SKIPPED), (UserError('a\nb'), FAIL)])
 def test_what_checks_raise(error, status):
-    def look():
+    def check():
         raise error
 
-    row = run_check(Check('a', look))
+    row = run_check(Check('a', check))
     assert row.status == status and not row.trace and '\n' not in str(row)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('family', ['detr-fast', 'dino'])
 def test_a_wrong_weight_on_the_device_is_found(setting, family):
-    """The same weights agree in float32 and float64; one weight that is another is beyond the bounds."""
+    """Equal weights give equal results in float32; one other weight exceeds the bounds."""
     with variables(setting.environment):
         cfg = setting.load(family)
         batch = losses.make_padded_batch(cfg, large=False)
@@ -169,7 +169,7 @@ def test_losses_beyond_the_bounds_fail_after_all_tries(setting, monkeypatch):
             losses.check_losses(setting, 'lw-detr')
         answers = iter([wrong, wrong, *[losses.Difference('a', 1e-6, 1e-6, 1e-6)] * 2])
         monkeypatch.setattr(losses, 'compare', lambda *args: next(answers))
-        assert losses.check_losses(setting, 'lw-detr').endswith('weights 2 of 3'), 'a near tie that was turned'
+        assert losses.check_losses(setting, 'lw-detr').endswith('weights 2 of 3'), 'a near tie may turn'
 
 
 def test_nan_is_beyond_every_bound():
@@ -202,6 +202,7 @@ def test_training_steps(setting):
         assert ' s/step' in training.check_training(setting, 'lw-detr', amp=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('peak, passes', [(1.1, True), (9.0, False)])
 def test_memory_is_compared(setting, monkeypatch, peak, passes):
     monkeypatch.setattr(training, 'announced_memory', lambda cfg: (1e9, 4, (144, 192)))
@@ -218,7 +219,7 @@ def test_memory_is_compared(setting, monkeypatch, peak, passes):
 def test_commands_train_and_load(setting, tmp_path):
     made = commands.Commands(setting, tmp_path)
     with variables(setting.environment | dict(OMP_NUM_THREADS='1')):
-        assert run_check(Check('a', made.resume)).status == SKIPPED, 'there is no checkpoint yet'
+        assert run_check(Check('a', made.resume)).status == SKIPPED, 'no checkpoint yet'
         row = run_check(Check('a', made.train))
         assert row.status == OK, row
         assert ('NCCL' if torch.cuda.is_available() else 'backend gloo') in row.detail
@@ -240,6 +241,7 @@ def test_last_words(output, expected):
     assert commands.last_words(output) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'ending, status, detail',
     [
@@ -253,6 +255,7 @@ def test_deterministic_training_that_stops(setting, monkeypatch, tmp_path, endin
     assert row.status == status and detail in row.detail
 
 
+@pytest.mark.slow
 def test_deterministic_trainings_are_compared(setting, monkeypatch, tmp_path):
     monkeypatch.setattr(commands.Commands, 'run', lambda *args, **kwargs: '')
     made = commands.Commands(setting, tmp_path)

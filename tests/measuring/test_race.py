@@ -1,4 +1,4 @@
-"""The race: its clock on a toy model against mmengine's own loop, its command line for real, its tables by hand."""
+"""The race: its clock on a toy model against mmengine's loop, its command line, its tables computed by hand."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
 from deit_detr.errors import UserError
-from deit_detr.measuring import race
+from deit_detr.measuring import race, race_report
 from deit_detr.measuring.budget import BudgetTrainLoop
 from tests.helpers.fork_server import start
 from tests.helpers.paths import REPO, TINY_RUN
@@ -41,7 +41,7 @@ class ToyModel(BaseModel):
 
     def forward(self, inputs, mode='tensor'):
         outputs = self.linear(torch.stack(inputs))
-        assert self.training == (mode == 'loss'), 'evaluation in the middle of an epoch has to be undone'
+        assert self.training == (mode == 'loss'), 'evaluation restores the training mode'
         return dict(loss=outputs.square().mean()) if mode == 'loss' else [outputs]
 
 
@@ -66,7 +66,7 @@ class Recorder(Hook):
 
 
 def toy_run(work_dir: Path, train_cfg: dict, accumulative_counts: int = 1) -> tuple[Runner, list[float]]:
-    """Train 8 epochs of 5 steps, or what the loop makes of it: warm-up in steps, decay in epochs."""
+    """Train 8 epochs of 5 steps, or as long as the loop does, with warm-up in steps and decay in epochs."""
     torch.manual_seed(0)
     recorder = Recorder()
     loader = dict(batch_size=2, sampler=dict(type='DefaultSampler', shuffle=True))
@@ -88,7 +88,7 @@ def toy_run(work_dir: Path, train_cfg: dict, accumulative_counts: int = 1) -> tu
 
 @pytest.fixture(scope='module')
 def ordinary(tmp_path_factory):
-    """mmengine's own loop."""
+    """A run with mmengine's loop."""
     return toy_run(tmp_path_factory.mktemp('ordinary'), dict(type='EpochBasedTrainLoop', val_interval=2))
 
 
@@ -106,7 +106,7 @@ def test_without_a_budget_it_is_an_ordinary_run(ordinary, tmp_path_factory):
 
 @pytest.mark.parametrize('accumulative_counts', [1, 3])
 def test_everything_follows_the_clock(accumulative_counts, ordinary, tmp_path_factory):
-    """The schedule spans the budget, whatever number of steps that is: here more than the recipe's 40."""
+    """The schedule spans the budget, whatever its number of steps: here more than the recipe's 40."""
     work_dir = tmp_path_factory.mktemp('budget')
     minutes = 0.5 / 60
     runner, rates = toy_run(
@@ -130,7 +130,7 @@ def test_everything_follows_the_clock(accumulative_counts, ordinary, tmp_path_fa
 
 
 def test_a_step_longer_than_the_budget(ordinary, tmp_path_factory):
-    """It is the only one; all that fell due meanwhile is evaluated once."""
+    """It is the only step; the evaluations that it made due happen once."""
     work_dir = tmp_path_factory.mktemp('short')
     toy_run(work_dir, dict(type=BudgetTrainLoop, minutes=1e-9, evals=5))
     clock = json.loads((work_dir / 'clock.json').read_text())
@@ -141,7 +141,7 @@ def test_a_step_longer_than_the_budget(ordinary, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def raced(mini_scannet, tmp_path_factory):
-    """A race with a recipe that breaks down in training, and what it printed."""
+    """A race with a recipe whose training fails, and its output."""
     folder = tmp_path_factory.mktemp('raced')
     (folder / 'broken.py').write_text(f"_base_ = '{CONFIG}'\noptim_wrapper = dict(optimizer=dict(type='Nonsense'))\n")
     result = start(
@@ -180,7 +180,7 @@ def test_a_failed_run_does_not_count(raced):
 
 
 def test_a_model_that_cannot_be_measured_is_a_failed_run(tmp_path):
-    run = race.Run(str(CONFIG), 0, 1, 2, tmp_path / 'seed0')
+    run = race.RaceRun(str(CONFIG), 0, 1, 2, tmp_path / 'seed0')
     (tmp_path / 'seed0.py').write_text('nonsense')
     with pytest.raises(UserError, match='seed0.py: the model cannot be measured: name .nonsense'):
         run.cost()
@@ -222,7 +222,7 @@ def test_what_cannot_race_stops_it_at_once(text, message, tmp_path):
 
 def test_plan():
     runs = race.plan(['a/x.py', 'b/y.py'], ['a/x.py'], 1, 2, [3, 1, 3], 'out')
-    assert [(run.contestant, run.seed) for run in runs] == [
+    assert [(run.name, run.seed) for run in runs] == [
         ('x', 3), ('y', 3), ('x', 1), ('y', 1), ('x (full)', 3)]
     assert len({run.folder for run in runs}) == len(runs)
     with pytest.raises(UserError, match='x: more than one CONFIG has this name'):
@@ -230,7 +230,7 @@ def test_plan():
 
 
 def made_up(name: str, full: bool, *curves: list[tuple[float, float, float]]) -> dict:
-    """A contestant with a curve of (minutes, epochs, AP) for each seed."""
+    """An entry with a curve of (minutes, epochs, AP) for each seed."""
     runs = []
     for seed, curve in enumerate(curves):
         minutes, epochs, _ = curve[-1]
@@ -256,7 +256,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_learning_table_by_hand():
-    head, _, slow, quick, full = rows(race.learning_table(RESULTS))
+    head, _, slow, quick, full = rows(race_report.learning_table(RESULTS))
     assert head[-2:] == ['reaches 0.050 of slow', 'reaches 0.250 of slow (full)']
     assert slow == [
         'slow', '0.050 (0.040 .. 0.060)', '0.150 (0.140 .. 0.160)', '1.00', '10.0', '8.0', '400', '-', '-']
@@ -266,7 +266,7 @@ def test_learning_table_by_hand():
 
 
 def test_cost_table_by_hand():
-    _, _, slow, quick = rows(race.cost_table(RESULTS))
+    _, _, slow, quick = rows(race_report.cost_table(RESULTS))
     assert slow == ['slow', '1,234,567', '9.65', '30 (30 .. 31)', '0.90', '1.50', '3.00']
     assert quick[5] == '2.70 (2.40 .. 3.00)'
 
@@ -274,7 +274,7 @@ def test_cost_table_by_hand():
 def test_reference_that_found_nothing_or_has_not_run():
     nothing = dict(RESULTS, contestants=[made_up('slow', False, [(5, 4, 0.0)]), RESULTS['contestants'][1]])
     for contestants in (nothing['contestants'], nothing['contestants'][1:]):
-        quick = rows(race.learning_table(dict(nothing, contestants=contestants)))[-1]
+        quick = rows(race_report.learning_table(dict(nothing, contestants=contestants)))[-1]
         assert quick[3] == '-' and quick[7:] in ([], ['-'])
 
 
@@ -282,7 +282,7 @@ def test_report_is_drawn_again(tmp_path, run):
     (tmp_path / 'race.json').write_text(json.dumps(RESULTS))
     out = run(sys.executable, REPO / 'tools/analysis_tools/race.py', '--plot-only', tmp_path)
     report = (tmp_path / 'race.md').read_text()
-    assert report in out and race.learning_table(RESULTS) in report and race.cost_table(RESULTS) in report
+    assert report in out and race_report.learning_table(RESULTS) in report and race_report.cost_table(RESULTS) in report
     assert 'a CPU, 1 thread(s), torch 2, commit c0ffee, today. CPU time in a second of training: 0.95 .. 0.95' in report
     assert {path.name for path in tmp_path.iterdir()} == {'race.json', 'race.md', 'race.png', 'race.svg'}
     width, height = imread(tmp_path / 'race.png').shape[1::-1]

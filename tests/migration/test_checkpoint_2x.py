@@ -1,4 +1,4 @@
-"""The books of the 2.x converter: each tensor mapped, dropped with a reason, or refused."""
+"""The converter of 2.x checkpoints: each tensor is mapped, dropped with a reason, or refused."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from deit_detr.errors import UserError
-from deit_detr.migration.checkpoint_2x import convert_mmdet2x
+from deit_detr.migration.checkpoint_2x import convert_checkpoint_2x
 from deit_detr.migration.config_2x import convert_config_2x
 from tests.helpers.fork_server import start
 from tests.helpers.paths import REPO
@@ -19,7 +19,7 @@ TOOL = REPO / 'tools/model_converters/mmdet2x_to_3x.py'
 
 
 def to_2x(key: str, before_2_11: bool = False) -> str:
-    """The 2.x name of a 3.x key: the mapping the other way round, written on its own."""
+    """Return the 2.x name of a 3.x key: the inverse mapping, written independently."""
     if key.startswith(('encoder.', 'decoder.')):
         key = 'bbox_head.transformer.' + key
         for new, old, very_old in (
@@ -36,7 +36,7 @@ def to_2x(key: str, before_2_11: bool = False) -> str:
 @pytest.fixture(scope='module')
 def resnet_detr() -> torch.nn.Module:
     """A small DETR with a ResNet, from the converted 2.x config."""
-    text = convert_config_2x(REPO / 'tests/data/legacy_2x/detr_r50_8x2_150e_coco.py').text
+    text = convert_config_2x(REPO / 'tests/data/mmdet_2x/detr_r50_8x2_150e_coco.py').text
     cfg = Config.fromstring(text, '.py')
     cfg.merge_from_dict(dict(model=dict(
         backbone=dict(depth=18, init_cfg=None), neck=dict(in_channels=[512]), encoder=dict(num_layers=1),
@@ -47,7 +47,7 @@ def resnet_detr() -> torch.nn.Module:
 
 @pytest.fixture
 def small() -> dict:
-    """The fewest tensors of a 2.x DETR with a ViT that the converter accepts."""
+    """The smallest set of tensors of a 2.x DETR with a ViT that the converter accepts."""
     return {
         'backbone.cls_token': torch.zeros(1, 1, 8),
         'backbone.pos_embed': torch.arange(5.0)[None, :, None].expand(1, 5, 8).clone(),
@@ -68,46 +68,46 @@ def test_resnet_detr_loads_strictly(resnet_detr, tmp_path, wrapper, before_2_11)
     expected = resnet_detr.state_dict()
     old = {wrapper + to_2x(key, before_2_11): value for key, value in expected.items()}
     old[f'{wrapper}bbox_head.loss_cls.class_weight'] = torch.ones(81)
-    books, _ = convert_mmdet2x(write(tmp_path, old))
-    assert books.state_dict.keys() == expected.keys()
-    assert all(torch.equal(books.state_dict[key], value) for key, value in expected.items())
-    assert list(books.dropped) == ['bbox_head.loss_cls.class_weight']
-    resnet_detr.load_state_dict(books.state_dict, strict=True)
+    conversion = convert_checkpoint_2x(write(tmp_path, old))
+    assert conversion.state_dict.keys() == expected.keys()
+    assert all(torch.equal(conversion.state_dict[key], value) for key, value in expected.items())
+    assert list(conversion.dropped) == ['bbox_head.loss_cls.class_weight']
+    resnet_detr.load_state_dict(conversion.state_dict, strict=True)
 
 
 def test_class_token(small, tmp_path):
     source = write(tmp_path, small)
-    without, _ = convert_mmdet2x(source)
+    without = convert_checkpoint_2x(source)
     assert 'backbone.cls_token' not in without.state_dict
     assert without.state_dict['backbone.pos_embed'][0, :, 0].tolist() == [1, 2, 3, 4]
-    kept, _ = convert_mmdet2x(source, keep_cls_token=True)
+    kept = convert_checkpoint_2x(source, keep_cls_token=True)
     assert kept.state_dict['backbone.pos_embed'][0, :, 0].tolist() == [0, 1, 2, 3, 4]
     assert 'backbone.cls_token' in kept.state_dict and not kept.dropped
     with pytest.raises(UserError, match='add --keep-cls-token'):
-        convert_mmdet2x(write(tmp_path, small, meta=dict(config='backbone=dict(with_cls_token=True)')))
+        convert_checkpoint_2x(write(tmp_path, small, meta=dict(config='backbone=dict(with_cls_token=True)')))
 
 
 def test_ema_copies(small, tmp_path):
     copies = {f'ema_{key.replace(".", "_")}': value + 1 for key, value in small.items()}
     source = write(tmp_path, small | copies)
-    plain, _ = convert_mmdet2x(source)
+    plain = convert_checkpoint_2x(source)
     assert torch.equal(plain.state_dict['query_embedding.weight'], small['bbox_head.query_embedding.weight'])
     assert set(copies) <= plain.dropped.keys()
-    averaged, _ = convert_mmdet2x(source, use_ema_copies=True)
+    averaged = convert_checkpoint_2x(source, use_ema_copies=True)
     assert torch.equal(averaged.state_dict['query_embedding.weight'], copies['ema_bbox_head_query_embedding_weight'])
     assert averaged.state_dict['backbone.pos_embed'].shape == (1, 4, 8)
     with pytest.raises(UserError, match='ema_nothing_of_this'):
-        convert_mmdet2x(write(tmp_path, small | {'ema_nothing_of_this': torch.zeros(1)}))
+        convert_checkpoint_2x(write(tmp_path, small | {'ema_nothing_of_this': torch.zeros(1)}))
     with pytest.raises(UserError, match='no ema_'):
-        convert_mmdet2x(write(tmp_path, small), use_ema_copies=True)
+        convert_checkpoint_2x(write(tmp_path, small), use_ema_copies=True)
 
 
 def test_everything_else_of_the_checkpoint_is_accounted_for(small, tmp_path):
     meta = dict(epoch=3, iter=9, CLASSES=('wall', 'floor'), PALETTE=[(1, 2, 3), (4, 5, 6)], seed=1)
-    books, new_meta = convert_mmdet2x(write(tmp_path, small, meta=meta, optimizer={}, amp={}))
-    assert new_meta == dict(
+    conversion = convert_checkpoint_2x(write(tmp_path, small, meta=meta, optimizer={}, amp={}))
+    assert conversion.meta == dict(
         epoch=3, iter=9, dataset_meta=dict(classes=('wall', 'floor'), palette=[(1, 2, 3), (4, 5, 6)]))
-    assert {'meta.seed', 'optimizer', 'amp'} <= books.dropped.keys()
+    assert {'meta.seed', 'optimizer', 'amp'} <= conversion.dropped.keys()
 
 
 def test_command_line_lists_what_is_left_and_writes_nothing(small, tmp_path):
@@ -124,4 +124,4 @@ def test_command_line_lists_what_is_left_and_writes_nothing(small, tmp_path):
 ])
 def test_other_models_are_refused(tmp_path, state_dict, message):
     with pytest.raises(UserError, match=message):
-        convert_mmdet2x(write(tmp_path, state_dict))
+        convert_checkpoint_2x(write(tmp_path, state_dict))

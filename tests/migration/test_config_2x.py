@@ -16,9 +16,9 @@ from deit_detr.migration.read_2x import read_config_2x
 from tests.helpers.fork_server import start
 from tests.helpers.paths import REPO
 
-LEGACY = REPO / 'tests/data/legacy_2x'
+DATA_2X = REPO / 'tests/data/mmdet_2x'
 TOOL = REPO / 'tools/misc/convert_config_2x.py'
-R50 = LEGACY / 'detr_r50_8x2_150e_coco.py'
+R50 = DATA_2X / 'detr_r50_8x2_150e_coco.py'
 
 
 def child(tmp_path: Path, text: str) -> Path:
@@ -34,7 +34,7 @@ def convert(path: Path) -> tuple[Config, list[str]]:
 
 
 def without_empty(value):
-    """Drop settings of None: there the two configs differ in how much they spell out."""
+    """Drop settings that are None, which only one of the two configs may spell out."""
     if isinstance(value, dict):
         return {key: without_empty(item) for key, item in value.items() if item is not None}
     return [without_empty(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -48,7 +48,7 @@ def test_r50_equals_the_3x_config_of_mmdet(monkeypatch):
     converted, by_hand = convert(R50)
     assert by_hand == []
     official, ours = Config.fromfile(official), Config.fromfile(REPO / 'configs/_base_/default_runtime.py')
-    # what the recipes have in place of mmengine's: exact resuming, safe checkpoints, a picture folder for each scene
+    # parts that the recipes replace: exact resuming, safe checkpoints, one folder of pictures per scene
     official.train_cfg.type = 'ResumableTrainLoop'
     official.default_hooks.checkpoint.type = 'SafeCheckpointHook'
     official.env_cfg.dist_cfg.timeout = ours.env_cfg.dist_cfg.timeout
@@ -122,8 +122,8 @@ my_own_switch = True
 
 
 def test_config_written_into_a_2x_work_folder(tmp_path):
-    """There the variables are plain settings that nothing reads."""
-    recipe = LEGACY / 'detr_deit_tiny_8x1_150e_scannet.py'
+    """Its variables are plain settings that nothing reads."""
+    recipe = DATA_2X / 'detr_deit_tiny_8x1_150e_scannet.py'
     flat = tmp_path / recipe.name
     flat.write_text('\n'.join(f'{name} = {value!r}' for name, value in read_config_2x(recipe).settings.items()))
     converted, original = convert_config_2x(flat), convert_config_2x(recipe)
@@ -133,10 +133,10 @@ def test_config_written_into_a_2x_work_folder(tmp_path):
 
 
 def test_every_number_of_the_recipe_matters(tmp_path):
-    """Change numbers of the 2.x recipe one at a time: the result changes with each."""
-    shutil.copy(LEGACY / 'scannet_detection.py', tmp_path)
+    """Each change of a number in the 2.x recipe changes the result."""
+    shutil.copy(DATA_2X / 'scannet_detection.py', tmp_path)
     recipe = tmp_path / 'detr_deit_tiny_8x1_150e_scannet.py'
-    lines = (LEGACY / recipe.name).read_text().splitlines()
+    lines = (DATA_2X / recipe.name).read_text().splitlines()
 
     def converted(changed: list[str]) -> tuple:
         recipe.write_text('\n'.join(changed))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from deit_detr.migration.deit import convert_deit  # first: beside some packages mmpretrain needs its help
+from deit_detr.migration.deit import convert_deit  # first: with some packages mmpretrain needs its help
 
 # isort: split
 from mmpretrain.models import DeiTClsHead, DistilledVisionTransformer, VisionTransformer
@@ -83,18 +83,18 @@ def test_features_of_deit(tmp_path, images, suffix):
         torch.save({'model': weights}, source)
     else:
         pytest.importorskip('safetensors.torch').save_file(weights, source)
-    books = convert_deit(str(source))
-    assert not books.dropped and len(books.state_dict) == len(weights)
-    backbone = load_part(build_vit(out_type='raw'), books.state_dict, 'backbone.')
+    conversion = convert_deit(str(source))
+    assert not conversion.dropped and len(conversion.state_dict) == len(weights)
+    backbone = load_part(build_vit(out_type='raw'), conversion.state_dict, 'backbone.')
     torch.testing.assert_close(backbone(images)[0], deit_forward(weights, images), atol=1e-5, rtol=0)
 
 
 def test_distilled_deit_in_full(tmp_path, images):
     weights = deit_weights(distilled=True)
     torch.save(weights, tmp_path / 'deit.pth')
-    books = convert_deit(str(tmp_path / 'deit.pth'), keep_distillation=True)
-    backbone = load_part(build_vit(DistilledVisionTransformer), books.state_dict, 'backbone.')
-    head = load_part(DeiTClsHead(num_classes=10, in_channels=ARCH['embed_dims']), books.state_dict, 'head.')
+    conversion = convert_deit(str(tmp_path / 'deit.pth'), keep_distillation=True)
+    backbone = load_part(build_vit(DistilledVisionTransformer), conversion.state_dict, 'backbone.')
+    head = load_part(DeiTClsHead(num_classes=10, in_channels=ARCH['embed_dims']), conversion.state_dict, 'head.')
     tokens = deit_forward(weights, images)
     logits = [
         F.linear(tokens[:, index], weights[f'{name}.weight'], weights[f'{name}.bias'])
@@ -105,12 +105,12 @@ def test_distilled_deit_in_full(tmp_path, images):
 def test_distilled_deit_without_its_token(tmp_path, images):
     weights = deit_weights(distilled=True)
     torch.save(weights, tmp_path / 'deit.pth')
-    books = convert_deit(str(tmp_path / 'deit.pth'))
-    assert books.dropped.keys() == {
+    conversion = convert_deit(str(tmp_path / 'deit.pth'))
+    assert conversion.dropped.keys() == {
         'dist_token', 'head_dist.weight', 'head_dist.bias', 'second position of pos_embed'}
-    plain = {name: value for name, value in weights.items() if name not in books.dropped}
+    plain = {name: value for name, value in weights.items() if name not in conversion.dropped}
     plain['pos_embed'] = torch.cat([weights['pos_embed'][:, :1], weights['pos_embed'][:, 2:]], 1)
-    backbone = load_part(build_vit(out_type='raw'), books.state_dict, 'backbone.')
+    backbone = load_part(build_vit(out_type='raw'), conversion.state_dict, 'backbone.')
     torch.testing.assert_close(backbone(images)[0], deit_forward(plain, images), atol=1e-5, rtol=0)
 
 

@@ -1,6 +1,6 @@
 """The migration is exact: a 2.x config and checkpoint, through both tools, give the golden values of mmdet 2.28.
 
-The largest differences are printed: `pytest tests/test_golden_2x.py -s`.
+The largest differences are printed: `pytest tests/migration/test_golden_2x.py -s`.
 """
 
 import json
@@ -17,11 +17,11 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
 
-from tests.data.legacy_2x.inputs import CASES, boxes, image, weight
+from tests.data.mmdet_2x.inputs import CASES, boxes, image, weight
 from tests.helpers.fork_server import start
 from tests.helpers.paths import REPO
 
-LEGACY = REPO / 'tests/data/legacy_2x'
+DATA_2X = REPO / 'tests/data/mmdet_2x'
 SEED_RECIPE = REPO / 'projects/deit_detr/configs/detr_deit-tiny_8xb1-150e_scannet.py'
 CLASSES = ('wall', 'floor', 'cabinet', 'bed', 'chair', 'sofa', 'table', 'door', 'window', 'bookshelf', 'picture',
            'counter', 'desk', 'curtain', 'refrigerator', 'shower curtain', 'toilet', 'sink', 'bathtub',
@@ -44,7 +44,7 @@ def build_model(config: Config) -> torch.nn.Module:
 def config(tmp_path_factory) -> Config:
     """The verbatim 2.x config, converted."""
     new = tmp_path_factory.mktemp('config') / 'converted.py'
-    run_tool('misc/convert_config_2x.py', LEGACY / 'detr_deit_tiny_8x1_150e_scannet.py', new)
+    run_tool('misc/convert_config_2x.py', DATA_2X / 'detr_deit_tiny_8x1_150e_scannet.py', new)
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv('MMDET_DATASETS', raising=False)
         return Config.fromfile(new)
@@ -54,7 +54,7 @@ def config(tmp_path_factory) -> Config:
 def checkpoint(tmp_path_factory) -> dict:
     """A 2.x checkpoint as mmcv writes it, converted."""
     folder = tmp_path_factory.mktemp('checkpoint')
-    shapes = json.loads((LEGACY / 'state_dict_keys.json').read_text())
+    shapes = json.loads((DATA_2X / 'state_dict_keys.json').read_text())
     state_dict = {key: torch.from_numpy(weight(key, tuple(shape))) for key, shape in shapes.items()}
     moments = dict(step=7, exp_avg=torch.zeros(2), exp_avg_sq=torch.zeros(2))
     torch.save(
@@ -82,7 +82,7 @@ def largest(actual, golden) -> float:
 
 @pytest.mark.parametrize('case', CASES)
 def test_forward_equals_2x(case, model):
-    golden = np.load(LEGACY / 'golden_forward.npz')
+    golden = np.load(DATA_2X / 'golden_forward.npz')
     sizes = CASES[case]
     height, width = max(size[1] for size in sizes), max(size[2] for size in sizes)
     images = torch.zeros(len(sizes), 3, height, width)
@@ -122,7 +122,7 @@ def test_forward_equals_2x(case, model):
 
 
 def test_pipeline_equals_2x(config, indoor_photos):
-    golden = np.load(LEGACY / 'golden_pipeline.npz')
+    golden = np.load(DATA_2X / 'golden_pipeline.npz')
     init_default_scope('mmdet')
     steps = [step for step in config.test_dataloader.dataset.pipeline if step['type'] != 'LoadAnnotations']
     pipeline = Compose([TRANSFORMS.build(step) for step in steps])

@@ -4,7 +4,7 @@ Ten steps of the seed recipe's model and optimizer, and of its fast twin's, floa
 here; dropout is off and the images keep their order. After a change that is meant to change the numbers, or of the
 renderer, write it again:
 
-    WRITE_GOLDEN_CURVE=1 python -m pytest tests/test_golden_curve.py
+    WRITE_GOLDEN_CURVE=1 python -m pytest tests/migration/test_golden_curve.py
 """
 
 import os

@@ -133,7 +133,7 @@ def test_masked(device, kernel, padding, dtype):
 
 def test_a_mask_beyond_the_result_is_refused(device):
     conv = MaskedConv2d(4, 5, 3).to(device)
-    with torch.no_grad(), pytest.raises(ValueError, match='a place of the mask is beyond the result of 5x4'):
+    with torch.no_grad(), pytest.raises(ValueError, match='a place of the mask is outside the map of 5x4'):
         conv(torch.zeros(1, 4, *IN, device=device), torch.ones(1, *IN, device=device))
 
 

@@ -99,7 +99,7 @@ def test_no_rows(device):
 
 def test_wrong_targets_are_refused_on_a_cpu():
     x = torch.zeros(2, CLASSES)
-    with pytest.raises(ValueError, match='a target is 5, but 4 is the largest'):
+    with pytest.raises(ValueError, match='a target is 5, but the largest class is 4'):
         sigmoid_focal_loss(x, torch.tensor([0, 5]))
-    with pytest.raises(ValueError, match='a target is 4, but 3 is the largest'):
+    with pytest.raises(ValueError, match='a target is 4, but the largest class is 3'):
         softmax_focal_loss(x, torch.tensor([0, 4]))

@@ -61,7 +61,8 @@ def build(path: str, changes: list[dict]) -> torch.nn.Module:
     return detector
 
 
-@pytest.mark.parametrize('autocast', [False, True], ids=['float32', 'bfloat16'])
+@pytest.mark.parametrize('autocast', [
+    pytest.param(False, id='float32'), pytest.param(True, id='bfloat16', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_it_trains_and_predicts(recipe, autocast, device, operators_as_on_gpu):
     changes, expected = RECIPES[recipe]

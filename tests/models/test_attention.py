@@ -6,7 +6,7 @@ from mmcv.cnn.bricks.transformer import MultiheadAttention
 
 from deit_detr.models.attention import FusedAttention, attention_with_dropout, draw_kept
 
-#: 20 queries and keys: two groups of denoising queries do not see each other, the other queries see neither.
+#: 20 queries and keys: two groups of denoising queries do not attend to each other, other queries to neither.
 GROUPS = torch.zeros(20, 20, dtype=torch.bool)
 GROUPS[6:, :6] = GROUPS[:3, 3:6] = GROUPS[3:6, :3] = True
 
@@ -15,7 +15,7 @@ GROUPS[6:, :6] = GROUPS[:3, 3:6] = GROUPS[3:6, :3] = True
 @pytest.mark.parametrize('attn_mask', [None, GROUPS], ids=['all', 'groups'])
 def test_masks_are_those_of_mmcv(attn_mask, padded):
     torch.manual_seed(0)
-    # without a dropout of its own, mmcv's would take over that of whatever was built before it in this process
+    # without dropout_layer, mmcv's takes the dropout of the module built before it in this process
     plain = MultiheadAttention(24, 3, batch_first=True, dropout_layer=None)
     fused = FusedAttention(plain)
     query, pos = torch.randn(2, 20, 24, requires_grad=True), torch.randn(2, 20, 24)
@@ -68,7 +68,7 @@ def test_draws_are_independent_with_the_right_rate(dropout):
     assert kept.shape == (1001, 999) and kept.dtype == torch.bool
     spread = (dropout * (1 - dropout) / kept.numel()) ** 0.5
     assert abs(kept.float().mean() - (1 - dropout)) < 4 * spread
-    # four neighbours share a draw: no two of them may be correlated
+    # four neighbours share a draw: they must not be correlated
     flat = kept.flatten()
     for distance in (1, 2, 3, 4):
         both = (flat[distance:] & flat[:-distance]).float().mean()

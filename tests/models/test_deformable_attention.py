@@ -11,14 +11,15 @@ from mmcv_ops.deformable_attention import choose_kernel, deformable_attention
 from mmengine.logging import MMLogger
 from torch import nn
 
-from deit_detr.models.deformable_attention import PortableDeformableAttention, make_portable
+from deit_detr.models.attention import replace_attention
+from deit_detr.models.deformable_attention import PortableDeformableAttention
 
 SHAPES = {
     'three levels': [(6, 9), (3, 5), (2, 3)], 'one level': [(5, 4)], 'down to one token': [(3, 2), (1, 2), (1, 1)]}
 
 
 def kernel_inputs(shapes, batch=2, queries=7, heads=3, channels=4, points=4, dtype=torch.float64) -> list[torch.Tensor]:
-    """Values, locations from outside of the map, on its border and inside, and weights."""
+    """Return values, weights, and locations outside the map, on its border and inside."""
     generator = torch.Generator().manual_seed(0)
     tokens = sum(height * width for height, width in shapes)
     size = (batch, queries, heads, len(shapes), points)
@@ -43,7 +44,7 @@ def test_kernel_is_mmcvs(shapes):
 
 
 def saved_sizes(function) -> list[int]:
-    """Numbers of elements of what autograd keeps for the backward pass."""
+    """Return the sizes of the tensors that autograd keeps for the backward pass."""
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()), lambda _: None):
         function()
@@ -61,7 +62,7 @@ def test_samples_are_not_kept():
 
 
 def build(levels: int = 3, **kwargs) -> MultiScaleDeformableAttention:
-    """With weights far from the initial ones, which look at the same places for every query."""
+    """Build a module with weights far from the initial ones, which sample the same points for every query."""
     torch.manual_seed(0)
     plain = MultiScaleDeformableAttention(24, num_heads=3, num_levels=levels, dropout=0.0, batch_first=True, **kwargs)
     for param in plain.parameters():
@@ -105,7 +106,7 @@ def test_module_is_mmcvs(width, without):
 def test_parameters_are_taken_over():
     parent = nn.ModuleDict(dict(a=nn.ModuleList([build()]), b=nn.Linear(2, 2)))
     plain, keys = parent['a'][0], list(parent.state_dict())
-    make_portable(parent)
+    replace_attention(parent)
     portable = parent['a'][0]
     assert type(portable) is PortableDeformableAttention and portable.value_proj is plain.value_proj
     assert list(parent.state_dict()) == keys
@@ -121,7 +122,7 @@ def test_parameters_are_taken_over():
 
 
 def test_locations_are_float32_under_autocast():
-    """Every second column of a wide map is 1: half a column beside the middle of one, the result would be 0.5."""
+    """Every second column of a wide map is 1: half a column off its centre, the result would be 0.5."""
     columns = 134
     module = PortableDeformableAttention(build(levels=1))
     with torch.no_grad():

@@ -1,49 +1,30 @@
 """The fast twin computes what the plain classes compute: outputs, losses, gradients, matches."""
 
-import copy
 import sys
 
 import pytest
 import torch
-from mmdet.registry import MODELS
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deit_detr.datasets.noise import make_batch
-from deit_detr.models.fast_detr_head import match
+from deit_detr.models.matching import match, matching_costs
 from tests.helpers.paths import REPO
+from tests.helpers.small_models import (
+    BATCHES,
+    NUM_QUERIES,
+    assert_equal_training,
+    build_small,
+    losses_and_gradients,
+    noise,
+    prepared,
+)
 
-CONFIGS = REPO / 'projects/deit_detr/configs'
-NUM_QUERIES = 12
-SMALL = {
-    'model.num_queries': NUM_QUERIES,
-    'model.test_cfg.max_per_img': NUM_QUERIES,
-    'model.backbone.init_cfg': None,
-    'model.encoder.num_layers': 2,
-    'model.decoder.num_layers': 3,
-    'model.encoder.layer_cfg.ffn_cfg.feedforward_channels': 64,
-    'model.decoder.layer_cfg.ffn_cfg.feedforward_channels': 64,
-    'model.encoder.layer_cfg.self_attn_cfg.dropout': 0.0,
-    'model.encoder.layer_cfg.ffn_cfg.ffn_drop': 0.0,
-    'model.decoder.layer_cfg.self_attn_cfg.dropout': 0.0,
-    'model.decoder.layer_cfg.cross_attn_cfg.dropout': 0.0,
-    'model.decoder.layer_cfg.ffn_cfg.ffn_drop': 0.0,
-}
+RECIPE = '{}_deit-tiny_8xb1-150e_scannet'
 
 
-def build(recipe: str, options: dict | None = None) -> torch.nn.Module:
-    """A small model of a recipe; of one seed, so that the twins start from the same weights."""
-    cfg = Config.fromfile(CONFIGS / f'{recipe}_deit-tiny_8xb1-150e_scannet.py')
-    cfg.merge_from_dict(SMALL | (options or {}))
-    cfg.model.backbone.arch = dict(embed_dims=192, num_layers=2, num_heads=3, feedforward_channels=64)
-    init_default_scope('mmdet')
-    torch.manual_seed(0)
-    model = MODELS.build(copy.deepcopy(cfg.model))
-    model.init_weights()
-    return model
+def build(name: str, options: dict | None = None) -> torch.nn.Module:
+    return build_small(RECIPE.format(name), {'model.decoder.num_layers': 3} | (options or {}))
 
 
 @pytest.fixture(scope='module')
@@ -56,47 +37,9 @@ def fast():
     return build('detr-fast')
 
 
-def images(*sizes_and_boxes: tuple[int, int, int]) -> dict:
-    """A batch of (height, width, number of boxes)."""
-    single = [make_batch(1, (height, width), boxes) for height, width, boxes in sizes_and_boxes]
-    return {key: [item for data in single for item in data[key]] for key in ('inputs', 'data_samples')}
-
-
-BATCHES = {
-    'unpadded': images((64, 96, 3), (64, 96, 5)),
-    'padded': images((64, 96, 3), (48, 64, 5), (64, 80, 1)),
-    'no boxes': images((64, 96, 0), (64, 96, 0)),
-    'one box': images((64, 96, 1)),
-    'one image without': images((64, 80, 0), (64, 96, 4)),
-    'more boxes than queries': images((64, 96, NUM_QUERIES + 7), (64, 96, 2)),
-}
-
-
 @pytest.fixture(params=BATCHES, ids=str)
 def data(request):
     return BATCHES[request.param]
-
-
-def prepared(model, data, training=True):
-    return model.data_preprocessor(copy.deepcopy(data), training=training)
-
-
-def losses_and_gradients(model, data):
-    model.train().zero_grad()
-    losses = model(**prepared(model, data), mode='loss')
-    model.parse_losses(losses)[0].backward()
-    return losses, {name: param.grad.clone() for name, param in model.named_parameters()}
-
-
-def assert_equal_training(plain, fast, data):
-    (losses_a, gradients_a), (losses_b, gradients_b) = (losses_and_gradients(model, data) for model in (plain, fast))
-    assert list(losses_a) == list(losses_b)
-    for name, loss in losses_a.items():
-        # synchronized averages make the plain one a vector of one
-        torch.testing.assert_close(losses_b[name], loss.squeeze(), rtol=0, atol=1e-5, msg=name)
-    assert gradients_a.keys() == gradients_b.keys()
-    for name, gradient in gradients_a.items():
-        assert (gradients_b[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
 
 
 def test_one_seed_gives_one_model_and_checkpoints_go_both_ways(plain, fast):
@@ -182,15 +125,16 @@ def test_matches_are_identical(plain, fast):
 
     pad = torch.nn.utils.rnn.pad_sequence
     sides = torch.tensor([meta['img_shape'][::-1] * 2 for meta in metas])
-    costs = fast.bbox_head.matching_costs(
-        scores, boxes, pad([gt.bboxes for gt in gts], True), pad([gt.labels for gt in gts], True), sides)
+    costs = matching_costs(
+        fast.bbox_head.assigner.match_costs, scores, boxes, pad([gt.bboxes for gt in gts], True),
+        pad([gt.labels for gt in gts], True), sides)
     found = match(costs.numpy(), num_gts)
     assert found.shape == (4, 4 * sum(min(NUM_QUERIES, number) for number in num_gts))
     assert set(map(tuple, found.T.tolist())) == expected
 
 
 class HostReads(TorchFunctionMode):
-    """Counts the calls through which Python reads a tensor's values, which on a GPU wait for it."""
+    """Count the calls with which Python reads a tensor's values, which on a GPU wait for it."""
 
     READS = {
         getattr(torch.Tensor, name) for name in (
@@ -206,7 +150,7 @@ class HostReads(TorchFunctionMode):
 
 
 class HostReadsInside(TorchDispatchMode):
-    """Counts what reads values below Python, as backward functions may."""
+    """Count operators that read values below Python, as backward functions may."""
 
     READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
 
@@ -220,7 +164,7 @@ class HostReadsInside(TorchDispatchMode):
 
 
 def reads(model, data) -> int:
-    """Of a forward pass, the losses and the backward pass."""
+    """Count the reads of a forward pass, the losses and the backward pass."""
     model.train().zero_grad()
     inputs = prepared(model, data)
     with HostReads() as outside, HostReadsInside() as inside:
@@ -235,7 +179,7 @@ def test_head_reads_once_from_the_device(plain, fast, data):
 
 
 class Matrices(TorchDispatchMode):
-    """Counts tensors whose last two dimensions are both the number of tokens."""
+    """Count tensors whose last two dimensions are both the number of tokens."""
 
     def __init__(self, tokens: int):
         super().__init__()
@@ -252,7 +196,7 @@ class Matrices(TorchDispatchMode):
 def test_attention_matrix_is_never_made(plain, fast, second):
     numbers = {}
     for model in (plain, fast):
-        inputs = prepared(model.train(), images((64, 112, 3), second))
+        inputs = prepared(model.train(), noise((64, 112, 3), second))
         with Matrices(tokens=28) as matrices:
             sum(model(**inputs, mode='loss').values()).backward()
         numbers[model] = matrices.number

@@ -1,4 +1,4 @@
-"""What the recipe for many images a step adds: compiled modules, and one of a few sizes for each batch."""
+"""Additions of the recipe for many images a step: compiled modules, and batches of a few sizes."""
 
 import copy
 import random
@@ -13,9 +13,11 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch._dynamo.utils import counters
 
-from tests.models.test_fast_detr import BATCHES, CONFIGS, assert_equal_training, build, images, losses_and_gradients
+from tests.helpers.paths import REPO
+from tests.helpers.small_models import BATCHES, assert_equal_training, build_small, losses_and_gradients, noise
 
-RECIPE = CONFIGS / 'detr-fast_deit-tiny_1xb16-150e_scannet.py'
+FAST = 'detr-fast_deit-tiny_8xb1-150e_scannet'
+RECIPE = REPO / 'projects/deit_detr/configs/detr-fast_deit-tiny_1xb16-150e_scannet.py'
 SHALLOW = {'model.encoder.num_layers': 1, 'model.decoder.num_layers': 1}
 
 
@@ -28,8 +30,8 @@ def nothing_compiled():
 
 
 def build_compiled(backend: str) -> torch.nn.Module:
-    """An error where a module is not one graph."""
-    return build('detr-fast', SHALLOW | {'model.compile': dict(backend=backend, dynamic=False, fullgraph=True)})
+    """Raise an error if a module is not one graph."""
+    return build_small(FAST, SHALLOW | {'model.compile': dict(backend=backend, dynamic=False, fullgraph=True)})
 
 
 # The first does all that torch.compile does but generate code, which needs a minute. It rounds bfloat16 elsewhere.
@@ -37,7 +39,7 @@ def build_compiled(backend: str) -> torch.nn.Module:
 @pytest.mark.parametrize(
     'backend, name, bfloat16', [('aot_eager_decomp_partition', 'padded', False), ('aot_eager', 'unpadded', True)])
 def test_compiled_model_computes_the_same(backend, name, bfloat16):
-    fast, compiled = build('detr-fast', SHALLOW), build_compiled(backend)
+    fast, compiled = build_small(FAST, SHALLOW), build_compiled(backend)
     assert list(compiled.state_dict()) == list(fast.state_dict())
     with torch.autocast('cpu', torch.bfloat16, enabled=bfloat16):
         assert_equal_training(fast, compiled, BATCHES[name])
@@ -49,7 +51,7 @@ def test_one_graph_for_each_module_and_size():
     model = build_compiled('eager')
     sizes = [(64, 96), (64, 80), (80, 96)]
     for height, width in sizes + sizes:
-        losses_and_gradients(model, images((height, width, 3), (height, width, 0)))
+        losses_and_gradients(model, noise((height, width, 3), (height, width, 0)))
     assert counters['stats']['unique_graphs'] == 3 * len(sizes)
 
 
@@ -61,7 +63,7 @@ def preprocessor(scales: list[float]) -> torch.nn.Module:
 
 
 def drawn_batch(*sizes: tuple[int, int]) -> dict:
-    """Images of these heights and widths, black but for one white box in each."""
+    """Return images of these heights and widths, black with one white box each."""
     items = []
     for (height, width), box in zip(sizes, ([96, 32, 160, 128], [8, 16, 72, 64], [32, 80, 88, 176]), strict=True):
         left, top, right, bottom = box
@@ -78,7 +80,7 @@ PADDED = (192, 208), (160, 256), (180, 200)  # to 192 x 256
 
 
 def extent(image: torch.Tensor) -> torch.Tensor:
-    """The box around what is brighter than half."""
+    """Return the box around pixels brighter than half."""
     bright = image[0] > 127.5
     rows, columns = bright.any(1).nonzero(), bright.any(0).nonzero()
     return torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=torch.float32)

@@ -1,42 +1,31 @@
-"""LW-DETR: groups stay apart, losses are what a slow reading of the paper gives, padding is not read."""
+"""LW-DETR: groups are separate, losses equal a slow reference, padding has no effect."""
 
 import copy
 import math
 
 import pytest
 import torch
-from mmdet.registry import MODELS
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import box_convert, box_iou, generalized_box_iou
 
-from deit_detr.datasets.noise import make_batch
-from deit_detr.models.lw_detr_head import IoUAwareBCELoss, apply_deltas
-from tests.helpers.paths import REPO
+from deit_detr.models.box_ops import apply_deltas
+from deit_detr.models.lw_detr_head import IoUAwareBCELoss
+from tests.helpers.small_models import NUM_QUERIES, build_small, noise
 
-NUM_QUERIES, NUM_GROUPS = 12, 3
+NUM_GROUPS = 3
+SMALL = {
+    'model.num_groups': NUM_GROUPS, 'model.backbone.window_size': 3, 'model.backbone.global_layers': [1],
+    'model.backbone.out_indices': [0, 1], 'model.neck.in_channels': [192, 192], 'model.decoder.num_layers': 3}
 
 
 def build(options: dict | None = None) -> torch.nn.Module:
-    cfg = Config.fromfile(REPO / 'projects/deit_detr/configs/lw-detr_deit-tiny_1xb4-16e_mini-scannet.py')
-    cfg.merge_from_dict({
-        'model.num_queries': NUM_QUERIES, 'model.num_groups': NUM_GROUPS, 'model.backbone.init_cfg': None,
-        'model.test_cfg.max_per_img': NUM_QUERIES, 'model.backbone.window_size': 3,
-        'model.backbone.global_layers': [1], 'model.backbone.out_indices': [0, 1], 'model.neck.in_channels': [192, 192],
-        'model.decoder.layer_cfg.ffn_cfg.feedforward_channels': 64} | (options or {}))
-    cfg.model.backbone.arch = dict(embed_dims=192, num_layers=2, num_heads=3, feedforward_channels=64)
-    init_default_scope('mmdet')
-    torch.manual_seed(0)
-    model = MODELS.build(copy.deepcopy(cfg.model))
-    model.init_weights()
-    return model
+    return build_small('lw-detr_deit-tiny_1xb4-16e_mini-scannet', SMALL | (options or {}))
 
 
 @pytest.fixture(scope='module')
 def model():
-    """Not as initialized: there all boxes are the anchors, and the score of everything is 0.01."""
+    """Return a model with other weights than initially, where all boxes are anchors and all scores 0.01."""
     model = build()
     with torch.no_grad():
         for layer in (model.bbox_head.reg_branch.layers[-1], model.query_selection.delta):
@@ -46,18 +35,12 @@ def model():
     return model
 
 
-def images(*sizes_and_boxes: tuple[int, int, int]) -> dict:
-    """A batch of (height, width, number of boxes)."""
-    single = [make_batch(1, (height, width), boxes) for height, width, boxes in sizes_and_boxes]
-    return {key: [item for data in single for item in data[key]] for key in ('inputs', 'data_samples')}
-
-
 BATCHES = {
-    'unpadded': images((64, 96, 3), (64, 96, 5)),
-    'padded': images((96, 96, 3), (64, 128, 5), (80, 80, 1)),
-    'no boxes': images((64, 96, 0), (64, 96, 0)),
-    'one image without': images((64, 80, 0), (64, 96, 4)),
-    'more boxes than queries': images((64, 96, NUM_QUERIES + 7), (64, 96, 2)),
+    'unpadded': noise((64, 96, 3), (64, 96, 5)),
+    'padded': noise((96, 96, 3), (64, 128, 5), (80, 80, 1)),
+    'no boxes': noise((64, 96, 0), (64, 96, 0)),
+    'one image without': noise((64, 80, 0), (64, 96, 4)),
+    'more boxes than queries': noise((64, 96, NUM_QUERIES + 7), (64, 96, 2)),
 }
 
 
@@ -69,7 +52,7 @@ def transformer_outputs(model, data, training=True) -> tuple[dict, list]:
 
 
 def slow_losses(head, scores, boxes, samples) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of one layer, ``(images, groups, queries, ...)``: mmdet's assigner, torchvision's boxes, a loop for the rest."""
+    """Compute the losses of one layer, ``(images, groups, queries, ...)``, with mmdet, torchvision and loops."""
     loss_cls = loss_bbox = loss_iou = torch.zeros(())
     num_pos = 0
     for image, sample in enumerate(samples):
@@ -95,7 +78,7 @@ def slow_losses(head, scores, boxes, samples) -> tuple[torch.Tensor, torch.Tenso
                     loss_bbox = loss_bbox + (box[query] - expected).abs().sum()
                     giou = generalized_box_iou(corners[query:query + 1], gts.bboxes[gt:gt + 1])[0, 0]
                     loss_iou = loss_iou + 1 - giou
-    # every group has a loss of its own, and their mean counts: without boxes a group is averaged over one
+    # the loss is the mean over the groups, each averaged over its boxes, at least one
     average = max(num_pos, scores.shape[1])
     return loss_cls / average, 5 * loss_bbox / average, 2 * loss_iou / average
 
@@ -139,7 +122,7 @@ def test_the_losses_of_groups_are_the_mean_of_each_group_alone(model):
 
 
 def test_groups_do_not_see_each_other(model):
-    """Contents of the second group are changed; those of the first one are changed in one query."""
+    """Change the contents of the second group, then those of one query of the first group."""
     before, _ = transformer_outputs(model, BATCHES['padded'])
     changed = copy.deepcopy(model)
     with torch.no_grad():
@@ -180,9 +163,9 @@ def test_inference_is_the_first_group_of_training(model):
 
 
 def test_what_lies_in_the_padding_is_not_read(model):
-    """Behind the backbone, which sees the whole batch: other features there change nothing."""
+    """Other features in the padding do not change results after the backbone, which sees the whole batch."""
     model.eval()
-    data = model.data_preprocessor(copy.deepcopy(images((64, 64, 1), (96, 128, 1))), False)
+    data = model.data_preprocessor(copy.deepcopy(noise((64, 64, 1), (96, 128, 1))), False)
     samples = data['data_samples']
     features = [torch.randn(2, 192, 6, 8)]
     other = [features[0].clone()]
@@ -214,14 +197,14 @@ def test_maps_of_several_scales():
 
 
 def test_fewer_tokens_than_queries(model):
-    data = images((32, 48, 2), (32, 48, 1))
+    data = noise((32, 48, 2), (32, 48, 1))
     outputs, samples = transformer_outputs(model, data)
     assert outputs['boxes'].shape == (3, 2, NUM_GROUPS, 6, 4)
     assert all(loss.isfinite() for loss in model.bbox_head.loss(**outputs, batch_data_samples=samples).values())
 
 
 def test_boxes_and_losses_stay_in_float32_under_autocast(model):
-    """Every loss within 5 % of that without, though proposals of nearly equal score may change places."""
+    """Each loss is within 5 % of that in float32, though proposals of nearly equal scores may swap."""
     data = model.train().data_preprocessor(copy.deepcopy(BATCHES['padded']), True)
     losses = model(**data, mode='loss')
     with torch.autocast('cpu', torch.bfloat16):
@@ -234,8 +217,8 @@ def test_boxes_and_losses_stay_in_float32_under_autocast(model):
 
 
 def test_flops_can_be_counted(model):
-    """PyTorch's counter stops at views of parameters that leave a module where gradients are off."""
-    data = model.eval().data_preprocessor(images((64, 96, 1)), False)
+    """PyTorch's counter fails when a module returns a view of a parameter while gradients are off."""
+    data = model.eval().data_preprocessor(noise((64, 96, 1)), False)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(**data, mode='tensor')
     assert counter.get_total_flops() > 0
@@ -269,7 +252,7 @@ def test_deltas_are_in_units_of_the_box():
 def test_one_image_is_learned():
     """30 steps on one image: the loss falls below half, and the best boxes lie on the true ones."""
     model = build()
-    data = images((64, 96, 3))
+    data = noise((64, 96, 3))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     totals = []
     for _ in range(30):

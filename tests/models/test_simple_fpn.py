@@ -56,7 +56,7 @@ def test_an_odd_border_is_not_left_out():
 
 
 def test_several_layers_count_alike():
-    """Layers below the last are not normalized by the backbone: their scale must not matter."""
+    """The backbone normalizes only its last layer: the scale of the others must not matter."""
     neck = build(in_channels=[8, 8, 8])
     inputs = [torch.randn(2, 8, 6, 8) for _ in range(3)]
     for a, b in zip(neck(inputs), neck([inputs[0] * 50, inputs[1], inputs[2]]), strict=True):
@@ -66,7 +66,7 @@ def test_several_layers_count_alike():
 
 
 def test_padding_changes_only_what_is_beside_it():
-    """No statistics over the map: a box far from the padding looks the same in every batch."""
+    """There are no statistics over the map: features far from the padding are the same in every batch."""
     neck, x = build(in_channels=[8]), torch.randn(1, 8, 12, 16)
     for a, b in zip(neck((x,)), neck((F.pad(x, (0, 8, 0, 8)),)), strict=True):
         a = a[..., :-1, :-1]

@@ -1,4 +1,4 @@
-"""The windowed ViT is the plain one with some layers kept inside windows; nothing else differs."""
+"""The windowed ViT differs from the plain one only in layers that attend inside windows."""
 
 import copy
 
@@ -62,7 +62,7 @@ def test_pretrained_weights_arrive(deit_checkpoint):
     dict(global_layers=[0, 1, 2, -1]), dict(global_layers=[], window_size=99), dict(global_layers=[1], window_size=13),
 ], ids=['all layers global', 'one window', 'one window and a global layer'])
 def test_equals_the_plain_one(options, size):
-    """Outputs and gradients, however the tokens are ordered and padded."""
+    """Outputs and gradients do not depend on the order and padding of tokens."""
     a, b = plain(), windowed(**options)
     x = images(*size)
     maps = [model(x)[-1] for model in (a, b)]
@@ -78,7 +78,7 @@ def test_equals_the_plain_one(options, size):
 
 @pytest.mark.parametrize('size', SIZES, ids=str)
 def test_window_layers_are_the_plain_layers_on_each_window(size):
-    """Against loops over windows, cut from the map as it is: no window has padding here."""
+    """Compare with loops over windows of the map; no window has padding here."""
     model, reference = windowed([1, 3]), plain()
     tokens, (rows, columns) = reference.patch_embed(images(*size))
     tokens = tokens + reference.resize_pos_embed(reference.pos_embed, (4, 4), (rows, columns), 'bicubic', 0)
@@ -97,7 +97,7 @@ def test_window_layers_are_the_plain_layers_on_each_window(size):
 
 @pytest.mark.parametrize('global_layers', [[], [2]])
 def test_windows_do_not_see_each_other(global_layers):
-    """6x8 tokens, windows of 3x4: the lower right one is changed."""
+    """Change the lower right of four windows of 3x4 tokens."""
     model = windowed(global_layers)
     x = images(96, 128)
     changed = x.clone()

@@ -1,4 +1,4 @@
-"""The page about a data set: counts of odd boxes by hand, the page in a browser."""
+"""The page about a data set: oddities counted by hand, the page in a browser."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from tests.helpers.paths import REPO
 
 BROWSE = [sys.executable, '-W', 'ignore', REPO / 'tools/analysis_tools/browse_data.py']
 
-#: Boxes on images of 100x80 and what is odd about each; category 1 is a wall, stuff, and category 2 a cup.
+#: Boxes on images of 100x80 and the oddities of each; category 1 is a wall (stuff), category 2 a cup.
 CASES = [
     ((1, 0, 0, 100, 80), []),
     ((2, 10, 10, 30, 20), []),
@@ -34,7 +34,7 @@ CASES = [
 
 @pytest.fixture
 def odd_data(tmp_path) -> Path:
-    """One image for each case, then one with the same box three times, one without a box, a missing and a small one."""
+    """One image per case, then one with the same box three times, one without a box, a missing and a small one."""
     images = tmp_path / 'odd'
     images.mkdir()
     boxes = [[box] for box, _ in CASES]
@@ -63,7 +63,7 @@ def test_oddities_by_hand(odd_data):
         assert split.image_kinds[index] == []
     twice = len(CASES)
     assert [[names[kind] for kind in split.box_kinds[100 * twice + place]] for place in (1, 2, 3)] == [
-        ['twice'], ['twice'], []], 'a box of another class may lie there'
+        ['twice'], ['twice'], []], 'a box of another class may overlap'
     assert [[names[kind] for kind in split.image_kinds[twice + place]] for place in (1, 2, 3)] == [
         ['no box'], ['no picture'], ['other size']]
     counts = {name: split.count(kind) for kind, name in enumerate(ODDITIES)}

@@ -1,4 +1,4 @@
-"""The report of a run: from a real training, opened in a real browser, and of runs with pieces missing."""
+"""The report: of a real training, in a real browser, and of runs with missing parts."""
 
 import json
 import math
@@ -9,14 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.visualization import Visualizer
 
+from deit_detr.checkpoints import safe_loading
 from deit_detr.errors import UserError
 from deit_detr.evaluation.detections import evaluate, read_data
-from deit_detr.evaluation.error_breakdown import KINDS, count_errors
+from deit_detr.evaluation.error_breakdown import CORRECT, KINDS, count_errors
+from deit_detr.pages import report
+from deit_detr.pages.evaluated_run import add_attention
 from deit_detr.pages.html import line_chart, number, percent, ticks
-from deit_detr.pages.report import choose_images, image_f1, make_report
+from deit_detr.pages.report import make_report
+from deit_detr.pages.report_gallery import choose_images, image_f1
 from deit_detr.pages.work_dir import read_run
 from tests.helpers.browser import browser  # noqa: F401 - a fixture
+from tests.helpers.checkpoint_reads import count_reads
 from tests.helpers.fork_server import start
 from tests.helpers.paths import REPO, TINY_RUN
 from tests.helpers.tiny_detector import save_tiny
@@ -43,7 +49,7 @@ def annotations(mini_scannet) -> dict:
 
 
 def make_predictions(annotations: dict, seed: int) -> list[dict]:
-    """Detections as a trained model would have them: most boxes, some of the wrong class, twice, moved or invented."""
+    """Make detections like those of a trained model: most boxes, some of a wrong class, twice, moved or invented."""
     generator = np.random.default_rng(seed)
     rows = []
     for box in annotations['annotations']:
@@ -67,7 +73,7 @@ def predictions(annotations, tmp_path_factory) -> list[Path]:
 
 @pytest.fixture
 def work_dir(trained, tmp_path) -> Path:
-    """A copy of the work folder, to be damaged."""
+    """A copy of the work folder, which a test may damage."""
     return Path(shutil.copytree(trained, tmp_path / 'copy'))
 
 
@@ -194,7 +200,7 @@ def test_two_runs_side_by_side(trained, work_dir, predictions, browser, tmp_path
 
 @pytest.mark.slow
 def test_hostile_names_stay_text(work_dir, annotations, mini_scannet, predictions, browser, tmp_path):  # noqa: F811
-    """Names of classes and files come from data, and a page may be passed on."""
+    """Names of classes and files come from data, and pages are passed on to others."""
     root = tmp_path / 'data'
     content = json.loads(json.dumps(annotations))
     content['categories'][4]['name'] = HOSTILE
@@ -229,14 +235,14 @@ def test_hostile_names_stay_text(work_dir, annotations, mini_scannet, prediction
 def test_page_shows_where_the_detector_looks(annotations, mini_scannet, browser, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv('MINI_SCANNET_ROOT', f'{mini_scannet}/')
     config, _ = save_tiny(tmp_path / 'run')
-    Config.fromfile(config).dump(config)  # as a run leaves it: nothing but values
+    Config.fromfile(config).dump(config)  # only values, as a run writes it
     predictions = tmp_path / 'true.bbox.json'
     predictions.write_text(json.dumps([
         dict(image_id=box['image_id'], category_id=box['category_id'], bbox=box['bbox'], score=0.4)
         for box in annotations['annotations']]))
     out = tmp_path / 'report.html'
     missing = make_report([config.parent], out, predictions=[predictions], max_attention=2)
-    assert not any('looks' in text for text in missing)
+    assert not any('Attention' in text for text in missing)
     for width in (375, 1280):
         browser.open(out, width)
         assert browser.problems == []
@@ -250,7 +256,7 @@ def test_page_shows_where_the_detector_looks(annotations, mini_scannet, browser,
 
 
 def scalars(folder: Path, first: int, last: int, val_after: tuple[int, ...] = (), **more) -> None:
-    """A start as mmengine logs it: every iteration, and evaluations."""
+    """Write a start as mmengine logs it: all iterations and evaluations."""
     vis_data = folder / 'vis_data'
     vis_data.mkdir(parents=True)
     rows = []
@@ -262,7 +268,7 @@ def scalars(folder: Path, first: int, last: int, val_after: tuple[int, ...] = ()
 
 
 def test_starts_are_joined(tmp_path):
-    """A resumed start takes the place of what it did again; a fresh one of everything."""
+    """A resumed start replaces the iterations that it repeats; a fresh start replaces all."""
     scalars(tmp_path / '20260101_000000', 1, 10, (4, 8))
     scalars(tmp_path / '20260101_010000', 5, 12, (8, 12))
     (tmp_path / '20260101_005000').mkdir()  # crashed at once
@@ -311,6 +317,23 @@ def test_data_or_checkpoint_gone(work_dir, predictions, tmp_path):
     assert missing == ['No checkpoint in the work folder.'], 'predictions are enough'
 
 
+@pytest.mark.slow
+def test_checkpoint_is_read_once(work_dir, tmp_path, monkeypatch):
+    """For its numbers, its detections and its attention."""
+    def draw(run, most):
+        run.evaluation.matches.det_kind[:], run.score = CORRECT, 0.01  # an untrained one finds nothing
+        add_attention(run, most)
+
+    monkeypatch.setattr(report, 'add_attention', draw)
+    before = dict(Visualizer._instance_dict)
+    reads = count_reads(monkeypatch)
+    assert make_report([work_dir], tmp_path / 'report.html') == []
+    assert 'id="attention"' in (tmp_path / 'report.html').read_text()
+    assert (reads['whole'], reads['checksum'], reads['header']) == (1, 1, 0)
+    assert Visualizer._instance_dict == before  # later runs in this process do not write where the report did
+    assert safe_loading._kept is None
+
+
 def test_unfinished_run_is_named(work_dir):
     log = next(work_dir.glob('2*/2*.log'))
     config = next(work_dir.glob('2*/vis_data/config.py'))
@@ -323,9 +346,9 @@ def test_unfinished_run_is_named(work_dir):
 @pytest.mark.parametrize(
     'rows, message',
     [
-        (None, 'no such file of predictions'),
+        (None, 'no such file; write one'),
         ('{', 'not a COCO results file'),
-        ('{}', 'holds no list'),
+        ('{}', 'not a list of detections'),
         ([dict(image_id=1, category_id=1, bbox=[1, 2, 3], score=1)], 'entry 0 needs "bbox"'),
         ([dict(image_id=1, category_id=1, bbox=[1, 2, 3, math.nan], score=1)], 'entry 0 needs "bbox"'),
         ([dict(image_id=1, category_id=1, bbox=[1, 2, 3, 4])], 'entry 0 needs .* and "score"'),
@@ -377,7 +400,7 @@ def test_choice_of_images():
     assert {0, 1, 2, 3} <= set(chosen.tolist()) and {46, 47, 48, 49} <= set(chosen.tolist())
     assert 4 < chosen[5] < 45
     ties = choose_images(np.ones(9), np.arange(9), 3)
-    assert 8 in ties, 'of images that went equally well, those with more boxes'
+    assert 8 in ties, 'of images with equal F1, those with more boxes'
     for size in range(12):
         assert len(choose_images(f1, np.ones(50), size)) == size
     assert choose_images(f1, np.ones(50), 50).tolist() == list(range(50))

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from deit_detr.errors import UserError
 from deit_detr.scannet.classes import scannet_metainfo
 from deit_detr.scannet.converter import convert
 from deit_detr.scannet.frames import SCALED_NOTE, UNCHECKED_NOTE, find_segments
+from tests.helpers.fork_server import start
 from tests.helpers.paths import REPO
 
 SPLITS_DIR = REPO / 'data' / 'splits'
@@ -83,8 +83,7 @@ def test_value_semantics(tmp_path):
     root = tmp_path / 'frames'
     ids = instance_map(
         v1=(0, 0, 24, 3), v2=(0, 15, 24, 3), v1000=(1, 4, 2, 2), v1001=(4, 4, 3, 2), v40001=(8, 4, 2, 2),
-        v39001=(23, 14, 1, 1), v13001=(12, 4, 2, 2),
-    )  # fmt: skip
+        v39001=(23, 14, 1, 1), v13001=(12, 4, 2, 2))
     ids[8, 3:5] = ids[12, 20] = 3001  # one object in two parts
     write_frame(root, ids)
     coco, summary = run(root)
@@ -94,14 +93,12 @@ def test_value_semantics(tmp_path):
         (1, 1, 4, 2, 2, 4),
         (1, 4, 4, 3, 2, 6),
         (3, 3, 8, 18, 5, 3),
-        (39, 23, 14, 1, 1, 1),
-    ]
+        (39, 23, 14, 1, 1, 1)]
     assert [a['id'] for a in coco['annotations']] == [1, 2, 3, 4, 5, 6]
     assert {(a['image_id'], a['iscrowd']) for a in coco['annotations']} == {(1, 0)}
     assert coco['images'] == [dict(id=1, file_name=f'{SCENE}/color/000000.jpg', width=24, height=18)]
     assert [(c['id'], c['name']) for c in coco['categories']] == list(
-        zip(scannet_metainfo()['category_ids'], scannet_metainfo()['classes'], strict=True)
-    )
+        zip(scannet_metainfo()['category_ids'], scannet_metainfo()['classes'], strict=True))
     assert summary.problems == [] and summary.boxes['wall'] == 3
 
 
@@ -198,8 +195,7 @@ def flip_pixel_data(path: Path) -> None:
         ('bad-png', 'instance/000000.png', flip_pixel_data),
         ('not-16-bit', 'instance/000000.png', lambda path: Image.new('L', SIZE, 1).save(path)),
         ('not-16-bit', 'instance/000000.png', lambda path: Image.new('RGB', SIZE).save(path)),
-    ],
-)
+    ])
 def test_bad_frame_is_listed_and_skipped(root, kind, file, damage):
     write_frame(root, instance_map(v5001=(0, 0, 2, 2)), name='000100')
     good = (root / SCENE / file).read_bytes()
@@ -306,8 +302,7 @@ def test_scene_without_frames(root):
         ([f'scans/{SCENE}'], 'scans: this is a raw ScanNetV2 export'),
         ([f'{SCENE}/color', f'{SCENE}/label-filt'], 'label-filt: this is a raw ScanNetV2 export'),
         ([f'{SCENE}/{SCENE}.sens'], r'\.sens: this is a raw ScanNetV2 export'),
-    ],
-)
+    ])
 def test_root_that_cannot_be_converted(tmp_path, folders, message):
     for folder in folders:
         (tmp_path / 'frames' / folder).mkdir(parents=True)
@@ -365,8 +360,7 @@ def test_folder_with_other_content_is_not_touched(root, tmp_path):
 
 def test_command_line(root):
     def call(*args):
-        command = [sys.executable, REPO / 'tools/dataset_converters/scannet2coco.py', *args]
-        return subprocess.run(command, capture_output=True, text=True, cwd=root)
+        return start(sys.executable, REPO / 'tools/dataset_converters/scannet2coco.py', *args, cwd=root, merged=False)
 
     done = call('.', '--out-dir', '../out', '--split', 'train', '--workers', '2', '--no-link')
     assert done.returncode == 0, done.stderr

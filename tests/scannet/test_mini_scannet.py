@@ -1,7 +1,6 @@
 """MiniScanNet: layout, determinism, and that its labels, depth and poses belong to the same rooms."""
 
 import json
-import subprocess
 import sys
 
 import cv2
@@ -11,11 +10,13 @@ import pytest
 from deit_detr.errors import UserError
 from deit_detr.scannet.classes import SCANNET_CLASSES, STUFF_IDS
 from deit_detr.scannet.mini_scannet import make_mini_scannet
-from deit_detr.scannet.mini_scannet.furniture import CERAMIC
-from deit_detr.scannet.mini_scannet.render import Camera, Lights, Mesh, Scene
+from deit_detr.scannet.mini_scannet.geometry import Camera, Mesh
+from deit_detr.scannet.mini_scannet.materials import CERAMIC
+from deit_detr.scannet.mini_scannet.render import Lights, Scene
 from deit_detr.scannet.mini_scannet.rooms import THEMES, Room
 from deit_detr.scannet.mini_scannet.textures import PAINTERS, TEXTURE_SIZE, Atlas
 from deit_detr.scannet.mini_scannet.writer import MIN_VISIBLE_PIXELS
+from tests.helpers.fork_server import start
 from tests.helpers.paths import REPO
 
 SPLITS = REPO / 'data' / 'splits'
@@ -141,8 +142,7 @@ def test_layout_and_values(dataset):
             split[nyu40_id] = split.get(nyu40_id, 0) + 1
     for split, count in result['boxes'].items():
         assert {name: count[name] for name in count if count[name]} == {
-            name: boxes[split][i] for name, i, _ in SCANNET_CLASSES if i in boxes[split]
-        }
+            name: boxes[split][i] for name, i, _ in SCANNET_CLASSES if i in boxes[split]}
 
 
 def test_all_classes_appear_in_one_room_of_each_kind(dataset):
@@ -225,8 +225,7 @@ def test_a_folder_with_other_content_is_refused_and_kept(tmp_path, content, mess
         (dict(seed=-3), 'seed must be at least 0'),
         (dict(workers=0), 'workers must be at least 1'),
         (dict(splits_dir='nowhere'), 'cannot read the split nowhere'),
-    ],
-)
+    ])
 def test_bad_arguments_leave_nothing_behind(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         make_mini_scannet(**dict(dict(SMALL, out_dir=tmp_path / 'out', splits_dir=SPLITS), **change))
@@ -244,14 +243,16 @@ def test_a_failing_scene_leaves_nothing_behind(tmp_path):
 
 
 def test_command_line(tmp_path):
-    script = [sys.executable, str(REPO / 'tools' / 'dataset_converters' / 'make_mini_scannet.py')]
-    run = dict(capture_output=True, text=True, cwd=tmp_path)
-    done = subprocess.run([*script, 'out', '--train', '1', '--val', '1', '--size', '64x48'], **run)
+    def call(*args):
+        script = REPO / 'tools/dataset_converters/make_mini_scannet.py'
+        return start(sys.executable, script, *args, cwd=tmp_path, merged=False)
+
+    done = call('out', '--train', '1', '--val', '1', '--size', '64x48')
     assert done.returncode == 0, done.stderr
     arguments = json.loads((tmp_path / 'out' / 'mini_scannet.json').read_text())['arguments']
     assert (arguments['train'], arguments['val'], arguments['size']) == (1, 1, [64, 48])
     assert 'wrote out' in done.stdout and 'bookshelf' in done.stdout
-    failed = subprocess.run([*script, 'out', '--train', '2'], **run)
+    failed = call('out', '--train', '2')
     assert failed.returncode == 2 and failed.stdout == ''
     assert failed.stderr.startswith('error: ') and failed.stderr.count('\n') == 1
-    assert subprocess.run([*script, 'new', '--size', 'big'], **run).returncode == 2
+    assert call('new', '--size', 'big').returncode == 2

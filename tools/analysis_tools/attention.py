@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-r"""Draw where a detector looks in an image, as in the figures of DETR.
+r"""Draw the attention of a detector over an image, as in the figures of DETR.
 
 Examples:
     # the decoder's attention for each confident detection
@@ -8,14 +8,15 @@ Examples:
     python tools/analysis_tools/attention.py CONFIG.py CHECKPOINT.pth room.jpg --point 120 80 --point 300 200
     python tools/analysis_tools/attention.py CONFIG.py CHECKPOINT.pth room.jpg --point 120 80 --part backbone --layer 5
 
-Deformable attention looks at a few places instead of all: they are drawn as dots, the brighter the heavier.
+Deformable attention samples a few points only. They are drawn as dots, brighter for a higher weight.
 """
 
 import argparse
 from pathlib import Path
 
 import deit_detr
-from deit_detr.errors import UserError, run_cli
+from deit_detr.command_line import run_cli
+from deit_detr.errors import UserError
 from deit_detr.inference.attention import cross_attention, draw_attention, self_attention
 from deit_detr.inference.video import write_picture
 
@@ -28,20 +29,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('image', help='image file')
     parser.add_argument(
         '--out', type=Path, default=Path('attention.jpg'), help='picture to write (default: attention.jpg)')
-    parser.add_argument('--score-thr', type=float, default=0.3, help='least score of a detection (default: 0.3)')
-    parser.add_argument('--max', type=int, default=8, help='show so many of the best detections (default: 8)')
+    parser.add_argument('--score-thr', type=float, default=0.3, help='minimum score of a detection (default: 0.3)')
+    parser.add_argument('--max', type=int, default=8, help='maximum number of detections (default: 8)')
     parser.add_argument(
         '--point', type=float, nargs=2, action='append', metavar=('X', 'Y'),
-        help='self-attention from this point, in pixels, instead; can be given several times')
+        help='draw the self-attention of this point, in pixels, instead; can be given several times')
     parser.add_argument(
-        '--part', choices=['encoder', 'backbone'], default='encoder', help='whose self-attention (default: encoder)')
+        '--part', choices=['encoder', 'backbone'], default='encoder', help='part of the model (default: encoder)')
     parser.add_argument('--layer', type=int, default=-1, help='layer, from 0; -1 is the last (default: -1)')
     parser.add_argument('--device', help='e.g. cpu or cuda:1 (default: the GPU if there is one)')
     return parser.parse_args()
 
 
 def main() -> None:
-    """Run the model once and draw."""
+    """Compute the attention and draw it."""
     args = parse_args()
     detector = deit_detr.load(args.config, args.checkpoint, args.device)
     if args.point:
@@ -51,7 +52,7 @@ def main() -> None:
     if not attentions:
         raise UserError(f'{args.image}: no detection with a score of {args.score_thr} or more. Lower --score-thr')
     if args.out.resolve() == Path(args.image).resolve():
-        raise UserError(f'{args.out}: is the image itself. Name another --out')
+        raise UserError(f'{args.out}: is the image itself. Choose another --out')
     write_picture(args.out, draw_attention(detector, args.image, attentions))
     print(f'{args.out}: {", ".join(attention.title for attention in attentions)}')
 

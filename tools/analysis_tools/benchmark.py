@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-r"""Measure time and memory, beside the plain mmdet classes with --baseline.
+r"""Measure time and memory; with --baseline, compare them with the plain mmdet classes.
 
 Examples:
     python tools/analysis_tools/benchmark.py train --baseline
@@ -19,10 +19,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from deit_detr.errors import UserError, run_cli
+from deit_detr.command_line import run_cli
+from deit_detr.errors import UserError
 from deit_detr.files import write_json
 from deit_detr.machine import describe
-from deit_detr.measuring import benchmark
+from deit_detr.measuring.benchmark import measure
+from deit_detr.measuring.costs import count_parameters, forward_flops, largest_batch, matmul_rate, recipe_cost
+from deit_detr.measuring.data_speed import loader_rate, pipeline_times
+from deit_detr.measuring.variants import Variant
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIGS = REPO / 'projects/deit_detr/configs'
@@ -35,53 +39,54 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'task', choices=['train', 'infer', 'head', 'deformable', 'recipes', 'data', 'convert'], help='what to measure')
     parser.add_argument('--config', default=str(FAST), help='the recipe (default: the fast twin of the seed recipe)')
-    parser.add_argument('--json', metavar='FILE', help='write the numbers, every step of them, to a file')
+    parser.add_argument('--json', metavar='FILE', help='write all numbers, those of each step included, to a file')
 
     steps = parser.add_argument_group('train, infer, head, deformable')
-    steps.add_argument('--baseline', action='store_true', help="also mmdet's own classes: float32, not compiled")
-    steps.add_argument('--batch', type=int, default=1, help='images a step (default: 1)')
+    steps.add_argument('--baseline', action='store_true', help="also measure mmdet's classes: float32, not compiled")
+    steps.add_argument('--batch', type=int, default=1, help='images per step (default: 1)')
     steps.add_argument(
-        '--size', type=int, nargs=2, default=[800, 1072], metavar=('HEIGHT', 'WIDTH'), help='(default: 800 1072)')
+        '--size', type=int, nargs=2, default=[800, 1072], metavar=('HEIGHT', 'WIDTH'),
+        help='of the images, in pixels (default: 800 1072)')
     steps.add_argument(
-        '--padded', action='store_true', help='every second image 64 pixels lower and 32 narrower (--batch 2 or more)')
-    steps.add_argument('--boxes', type=int, default=10, help='boxes an image (default: 10)')
-    steps.add_argument('--amp', action='store_true', help='bfloat16')
-    steps.add_argument('--compile', action='store_true', help='torch.compile')
+        '--padded', action='store_true', help='every second image 64 pixels shorter and 32 narrower (--batch 2 or more)')
+    steps.add_argument('--boxes', type=int, default=10, help='boxes per image (default: 10)')
+    steps.add_argument('--amp', action='store_true', help='use bfloat16')
+    steps.add_argument('--compile', action='store_true', help='use torch.compile')
     steps.add_argument('--checkpointing', action='store_true', help='recompute activations')
-    steps.add_argument('--dropout', action='store_true', help='leave dropout on')
+    steps.add_argument('--dropout', action='store_true', help='keep dropout on')
     steps.add_argument('--steps', type=int, default=5, help='measured steps (default: 5)')
     steps.add_argument('--warmup', type=int, default=1, help='steps before them (default: 1)')
     steps.add_argument(
-        '--find-batch', type=float, nargs='+', metavar='GB', help='the largest batch within so much memory instead')
+        '--find-batch', type=float, nargs='+', metavar='GB',
+        help='find the largest batch that fits into this much memory instead')
 
-    recipes = parser.add_argument_group('recipes', '--size, --batch (of training), --boxes, --steps and --warmup, and:')
+    recipes = parser.add_argument_group('recipes', 'these also use --size, --batch, --boxes, --steps and --warmup')
     recipes.add_argument(
         '--configs', nargs='+', metavar='CONFIG', default=sorted(map(str, CONFIGS.glob('*_scannet.py'))),
         help="the recipes to compare (default: all of this project's for ScanNet)")
 
     data = parser.add_argument_group('data, convert')
-    data.add_argument('--workers', type=int, nargs='+', default=[0, 1, 2], help='processes (default: 0 1 2)')
+    data.add_argument('--workers', type=int, nargs='+', default=[0, 1, 2], help='numbers of processes (default: 0 1 2)')
     data.add_argument('--images', type=int, default=200, help='images to load (default: 200)')
-    data.add_argument('--root', metavar='SCANNET_ROOT', help='what to convert: scannet_frames_25k')
+    data.add_argument('--root', metavar='SCANNET_ROOT', help='folder to convert: scannet_frames_25k')
     return parser.parse_args()
 
 
-def variants_of(args: argparse.Namespace) -> list[benchmark.Variant]:
-    """The recipe as the command line wants it, and the plain classes last."""
+def variants_of(args: argparse.Namespace) -> list[Variant]:
+    """Return the variant that the command line describes, and with --baseline the plain one after it."""
     common = dict(
         task=args.task, config=args.config, batch=args.batch, size=tuple(args.size), boxes=args.boxes,
         padded=args.padded, dropout=args.dropout)
     name = ' '.join(['fast', *(key for key in ('amp', 'compile', 'checkpointing') if getattr(args, key))])
-    fast = benchmark.Variant(
-        name=name, amp=args.amp, compile=args.compile, checkpointing=args.checkpointing, **common)
-    return [fast, benchmark.Variant(name='plain', plain=True, **common)] if args.baseline else [fast]
+    fast = Variant(name=name, amp=args.amp, compile=args.compile, checkpointing=args.checkpointing, **common)
+    return [fast, Variant(name='plain', plain=True, **common)] if args.baseline else [fast]
 
 
 def compare(args: argparse.Namespace) -> dict:
-    """Steps of train, infer, head or deformable."""
+    """Measure steps of train, infer, head or deformable."""
     import torch
 
-    results = benchmark.measure(variants_of(args), args.steps, args.warmup)
+    results = measure(variants_of(args), args.steps, args.warmup)
     print('| | s/step, median (min .. max) | images/s | peak GB | speed-up | memory |')
     print('|---|---|---|---|---|---|')
     for row in results:
@@ -91,22 +96,22 @@ def compare(args: argparse.Namespace) -> dict:
     if args.task in ('head', 'deformable'):
         return dict(results=results)
     variant = variants_of(args)[0]
-    flops = benchmark.forward_flops(variant) * (3 if args.task == 'train' else 1)
-    rate = benchmark.matmul_rate(torch.bfloat16 if args.amp else torch.float32)
+    flops = forward_flops(variant) * (3 if args.task == 'train' else 1)
+    rate = matmul_rate(torch.bfloat16 if args.amp else torch.float32)
     share = results[0]['images_per_second'] * flops / rate
-    params = benchmark.parameters(variant)
-    print(f'\n{params:,} parameters, {flops / 1e9:.0f} GFLOP an image, '
-          f"{share:.0%} of this device's matrix products ({rate / 1e9:.0f} GFLOP/s)")
+    params = count_parameters(variant)
+    print(f'\n{params:,} parameters, {flops / 1e9:.0f} GFLOP per image, '
+          f"{share:.0%} of this device's speed in matrix products ({rate / 1e9:.0f} GFLOP/s)")
     return dict(results=results, parameters=params, flops_per_image=flops, matmul_flops_per_second=rate)
 
 
 def find_batch(args: argparse.Namespace) -> dict:
-    """The largest batch for each amount of memory."""
+    """Find the largest batch for each amount of memory."""
     found = {}
     for variant in variants_of(args):
         for gigabytes in args.find_batch:
             print(f'{variant.name}, {gigabytes:g} GB', flush=True)
-            found[f'{variant.name} {gigabytes:g} GB'] = benchmark.largest_batch(variant, gigabytes)
+            found[f'{variant.name} {gigabytes:g} GB'] = largest_batch(variant, gigabytes)
     print('\n| | largest batch |\n|---|---|')
     for name, batch in found.items():
         print(f'| {name} | {batch} |')
@@ -114,7 +119,7 @@ def find_batch(args: argparse.Namespace) -> dict:
 
 
 def recipes(args: argparse.Namespace) -> dict:
-    """What the model of each recipe costs: inference of one image, and a training step."""
+    """Measure inference of one image and a training step with the model of each recipe."""
     rows = []
     print('| | parameters | GFLOP | latency, ms | inference, GB | training, s/step | training, GB |')
     print('|---|---|---|---|---|---|---|')
@@ -122,10 +127,10 @@ def recipes(args: argparse.Namespace) -> dict:
         if not Path(config).is_file():
             raise UserError(f'{config}: no such config file')
         size = tuple(args.size)
-        cost = benchmark.recipe_cost(config, size, args.steps)
-        variant = benchmark.Variant(
+        cost = recipe_cost(config, size, args.steps)
+        variant = Variant(
             Path(config).stem, 'train', config, batch=args.batch, size=size, boxes=args.boxes, dropout=True)
-        train = benchmark.measure([variant], args.steps, args.warmup)[0]
+        train = measure([variant], args.steps, args.warmup)[0]
         rows.append(dict(name=variant.name, **cost, train_seconds=train['median'], train_gb=train['peak_gb']))
         print(f'| {variant.name} | {cost["parameters"]:,} | {cost["gflops"]:.4g} | {cost["latency_ms"]:.0f} '
               f'| {cost["infer_gb"]:.2f} | {train["median"]:.3g} | {train["peak_gb"]:.2f} |', flush=True)
@@ -133,12 +138,12 @@ def recipes(args: argparse.Namespace) -> dict:
 
 
 def data(args: argparse.Namespace) -> dict:
-    """The steps of the training pipeline, and what the loader delivers."""
-    steps = benchmark.pipeline_times(args.config, args.images)
-    print('| step | ms an image |\n|---|---|')
+    """Measure the steps of the training pipeline and the data loader."""
+    steps = pipeline_times(args.config, args.images)
+    print('| step | ms per image |\n|---|---|')
     for step in steps:
         print(f'| {step["name"]} | {step["milliseconds"]:.1f} |')
-    rates = {workers: benchmark.loader_rate(args.config, workers, args.images) for workers in args.workers}
+    rates = {workers: loader_rate(args.config, workers, args.images) for workers in args.workers}
     print('\n| workers | images/s |\n|---|---|')
     for workers, rate in rates.items():
         print(f'| {workers} | {rate:.1f} |')
@@ -146,7 +151,7 @@ def data(args: argparse.Namespace) -> dict:
 
 
 def convert(args: argparse.Namespace) -> dict:
-    """Converting frames to COCO files."""
+    """Measure the conversion of ScanNet frames to COCO files."""
     from deit_detr.scannet.converter import convert as scannet2coco
 
     if not args.root:
@@ -165,7 +170,7 @@ def convert(args: argparse.Namespace) -> dict:
 
 
 def main() -> None:
-    """Measure, print a table, write the file."""
+    """Measure, print a table and write the JSON file."""
     args = parse_args()
     if not Path(args.config).is_file():
         raise UserError(f'{args.config}: no such config file')

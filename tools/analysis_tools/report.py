@@ -8,7 +8,7 @@ Example:
 import argparse
 from pathlib import Path
 
-from deit_detr.errors import run_cli  # first: it says in a sentence which package cannot be imported
+from deit_detr.command_line import run_cli  # first: it says in a sentence which package cannot be imported
 
 # isort: split
 from mmengine.config import DictAction
@@ -16,9 +16,9 @@ from mmengine.config import DictAction
 from deit_detr.pages.report import make_report
 
 EPILOG = """\
-The best checkpoint of the run (or its last) is run on the validation data of its config, and the detections are kept
-beside the page. To write the page again without that: --predictions report.bbox.json. tools/test.py makes such a file,
-too, with --cfg-options test_evaluator.outfile_prefix=results. Whatever a run lacks, the page says so.
+The best checkpoint of the run (or its last) runs on the validation data of its config, and the detections are kept
+beside the page. To write the page again without running it, use --predictions report.bbox.json. tools/test.py also
+makes such a file, with --cfg-options test_evaluator.outfile_prefix=results. The page lists everything that is missing.
 """
 
 
@@ -27,15 +27,15 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('work_dir', type=Path, metavar='WORK_DIR', help='work folder of a run, finished or not')
-    parser.add_argument('--compare', type=Path, metavar='WORK_DIR2', help='another run to put beside it')
+    parser.add_argument('--compare', type=Path, metavar='WORK_DIR2', help='another run to compare with')
     parser.add_argument('--out', type=Path, metavar='FILE', help='the page (default: WORK_DIR/report.html)')
-    parser.add_argument('--checkpoint', type=Path, help='in place of the best one of WORK_DIR')
+    parser.add_argument('--checkpoint', type=Path, help='checkpoint to use in place of the best one of WORK_DIR')
     parser.add_argument(
         '--predictions', type=Path, nargs='+', default=[], metavar='FILE.bbox.json',
-        help='detections in COCO format, of WORK_DIR and of WORK_DIR2, instead of running the detectors')
+        help='detections in COCO format of WORK_DIR and WORK_DIR2, to use instead of running the detectors')
     parser.add_argument('--images', type=int, default=100, metavar='N', help='pictures in the page (default: 100)')
     parser.add_argument(
-        '--attention', type=int, default=4, metavar='N', help='images of which to show where it looks (default: 4)')
+        '--attention', type=int, default=4, metavar='N', help='images whose attention is shown (default: 4)')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
         help='override settings of the configs, e.g. val_dataloader.dataset.data_root=elsewhere/')
@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Write the page, and say what is missing from it."""
+    """Write the page and print what is missing from it."""
     args = parse_args()
     out = args.out or args.work_dir / 'report.html'
     missing = make_report(

@@ -1,67 +1,50 @@
-"""Command line of ``deit_detr.scannet.converter``."""
+#!/usr/bin/env python
+"""Convert scannet_frames_25k to COCO detection files.
+
+Writes DIR/scannet_objdet_{train,val}.json, and links to the scenes below DIR/train and DIR/val.
+
+Example:
+    python tools/dataset_converters/scannet2coco.py ~/scannet/scannet_frames_25k --out-dir data/scannet-frames
+"""
 
 import argparse
 from pathlib import Path
 
-from deit_detr.errors import run_cli
+from deit_detr.command_line import run_cli
 from deit_detr.scannet.converter import convert
 
 SPLITS_DIR = Path(__file__).resolve().parents[2] / 'data' / 'splits'
 
-DESCRIPTION = """\
-Convert scannet_frames_25k to COCO detection files: DIR/scannet_objdet_{train,val}.json, and links
-to the scenes below DIR/train and DIR/val.
-
-example:
-  python tools/dataset_converters/scannet2coco.py ~/scannet/scannet_frames_25k --out-dir data/scannet-frames
-"""
-
 EPILOG = """\
-A frame that cannot be used (JPEG or PNG missing, truncated or damaged, an 8-bit instance map) is
-counted, listed in DIR/scannet_objdet_SPLIT_problems.txt and skipped. A JPEG is checked by its
-header and its end marker, a PNG is decoded with its checksums verified.
+A frame that cannot be used (JPEG or PNG missing, truncated or damaged, an 8-bit instance map) is counted, listed in
+DIR/scannet_objdet_SPLIT_problems.txt and skipped. A JPEG is checked by its header and its end marker; a PNG is decoded
+and its checksums are verified.
 
-Instance ids below 1000 (wall, floor) are cross-checked with the label map in the first frame of
-each scene that has any, and in the rest of the scene once one has failed: reading all label maps would
-take half as long again. A segment that fails is listed and left out.
+Instance ids below 1000 (wall, floor) are cross-checked with the label map in the first frame of each scene that has
+any, and in the rest of the scene once one has failed: reading all label maps would take half as long again. A segment
+that fails is listed and left out.
 """
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
-        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('root', type=Path, metavar='SCANNET_ROOT', help='scannet_frames_25k, or the folder above it')
-    parser.add_argument('--out-dir', type=Path, metavar='DIR', required=True, help='where the results go')
+    parser.add_argument('--out-dir', type=Path, metavar='DIR', required=True, help='folder of the results')
     parser.add_argument(
-        '--split',
-        nargs='+',
-        choices=('train', 'val', 'test'),
-        default=('train', 'val'),
-        help='splits to convert (default: train val); test has no labels: its file has images only',
-    )
+        '--split', nargs='+', choices=('train', 'val', 'test'), default=('train', 'val'),
+        help='splits to convert (default: train val); test has no labels: its file has images only')
     parser.add_argument(
-        '--splits-dir',
-        type=Path,
-        metavar='DIR',
-        default=SPLITS_DIR,
-        help='folder with scannetv2_{train,val,test}.txt (default: data/splits of this project)',
-    )
+        '--splits-dir', type=Path, metavar='DIR', default=SPLITS_DIR,
+        help='folder with scannetv2_{train,val,test}.txt (default: data/splits of this project)')
     parser.add_argument(
-        '--classes',
-        type=int,
-        choices=(20, 18),
-        default=20,
-        help='18 leaves out wall and floor, as Pri3D does (default: 20)',
-    )
+        '--classes', type=int, choices=(20, 18), default=20,
+        help='18 leaves out wall and floor, as Pri3D does (default: 20)')
     parser.add_argument(
-        '--min-area',
-        type=int,
-        metavar='PX',
-        help='leave out segments with fewer pixels (default: 0 with 20 classes, 1000 with 18, as Pri3D)',
-    )
-    parser.add_argument('--workers', type=int, metavar='N', help='processes (default: one per core)')
+        '--min-area', type=int, metavar='PX',
+        help='leave out segments with fewer pixels (default: 0 with 20 classes, 1000 with 18, as Pri3D)')
+    parser.add_argument('--workers', type=int, metavar='N', help='number of processes (default: one per core)')
     parser.add_argument('--no-link', action='store_true', help='do not link the scenes below DIR/SPLIT')
     parser.add_argument('--with-mask', action='store_true', help='add segmentations as RLE (takes twice as long)')
     parser.add_argument('--strict', action='store_true', help='stop at the first problem')
@@ -74,20 +57,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Convert; the summary is printed split by split."""
+    """Convert, and print a summary of each split."""
     args = parse_args()
     convert(
-        args.root,
-        args.out_dir,
-        args.splits_dir,
-        splits=args.split,
-        num_classes=args.classes,
-        min_area=args.min_area,
-        workers=args.workers,
-        link=not args.no_link,
-        with_mask=args.with_mask,
-        strict=args.strict,
-    )
+        args.root, args.out_dir, args.splits_dir, args.split, args.classes, args.min_area, args.workers,
+        link=not args.no_link, with_mask=args.with_mask, strict=args.strict)
 
 
 if __name__ == '__main__':

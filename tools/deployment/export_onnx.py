@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Write a trained detector as an ONNX file that tools/deployment/run_onnx.py runs without PyTorch.
 
-Batch, height and width stay dynamic. The file is compared with PyTorch first, and left only if they agree.
+Batch, height and width are dynamic. The file is written only if its results agree with PyTorch.
 
 Examples:
     python tools/deployment/export_onnx.py CONFIG.py CHECKPOINT.pth --out model.onnx
@@ -10,7 +10,7 @@ Examples:
 
 import argparse
 
-from deit_detr.errors import run_cli
+from deit_detr.command_line import run_cli
 from deit_detr.inference.export import export_onnx
 
 
@@ -21,12 +21,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('--out', default='model.onnx', help='file to write (default: model.onnx)')
     parser.add_argument(
-        '--int8', action='store_true', help='weights of the linear layers in 8 bits: a smaller file, a lower AP')
+        '--int8', action='store_true', help='store linear layers in 8 bits: a smaller file, a lower AP')
     return parser.parse_args()
 
 
 def main() -> None:
-    """Export and report."""
+    """Export the detector and print the differences from PyTorch."""
     args = parse_args()
     exported = export_onnx(args.config, args.checkpoint, args.out, args.int8)
     print(f'{args.out}: {exported.megabytes:.1f} MB, {"int8" if args.int8 else "float32"}; batch, height and width are '

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Detect objects with an exported model: onnxruntime, NumPy and OpenCV are all that this file needs.
+"""Detect objects with an exported model; this file needs only onnxruntime, NumPy and OpenCV.
 
-Everything about the model is read from the model file. OpenCV resizes the image, as it does in training and
-evaluation: other libraries' bilinear filters give other pixels, and so other boxes.
+Everything about the model is read from the model file. Images are resized by OpenCV, as in training and evaluation:
+bilinear filters of other libraries give different pixels, and thus different boxes.
 
 Examples:
     pip install onnxruntime numpy opencv-python-headless
     python tools/deployment/run_onnx.py model.onnx room.jpg other.jpg --out-dir found
-    # to measure AP: an annotation file in COCO format, and the folder that its file names start from
+    # to measure AP: an annotation file in COCO format, and the folder that its file names are relative to
     python tools/deployment/run_onnx.py model.onnx data/val --ann-file data/val.json --coco-json results.bbox.json
 
 From Python, with this file on the path:
@@ -33,7 +33,7 @@ class InputError(ValueError):
 
 
 class OnnxDetector:
-    """A detector in an ONNX file of ``export_onnx.py``.
+    """A detector from an ONNX file written by ``export_onnx.py``.
 
     Args:
         path: The file.
@@ -41,7 +41,7 @@ class OnnxDetector:
 
     Attributes:
         classes: Class names in label order.
-        colours: (red, green, blue) of each class, 0..255.
+        colours: (red, green, blue) of each class, in 0..255.
 
     Raises:
         InputError: If the file cannot be used.
@@ -52,7 +52,7 @@ class OnnxDetector:
             raise InputError(f'{path}: no such model file')
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # what fails is raised, and said in a sentence
+        options.log_severity_level = 4  # errors are raised as exceptions
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
             metadata = self.session.get_modelmeta().custom_metadata_map
@@ -60,8 +60,8 @@ class OnnxDetector:
             palette = json.loads(metadata['palette'])
             self.resize_scale = json.loads(metadata['resize_scale'])
         except KeyError as error:
-            raise InputError(f'{path}: has no {error} in its metadata: it is not of export_onnx.py') from error
-        except Exception as error:  # onnxruntime's have no base class of their own
+            raise InputError(f'{path}: has no {error} in its metadata: it was not written by export_onnx.py') from error
+        except Exception as error:  # onnxruntime's exceptions have no common base class
             raise InputError(f'{path}: cannot be loaded ({error})') from error
         random = np.random.default_rng(0).integers(0, 256, (len(self.classes), 3))
         self.colours = [tuple(map(int, colour)) for colour in (random if palette is None else palette)]
@@ -70,11 +70,11 @@ class OnnxDetector:
         """Detect objects.
 
         Args:
-            image: uint8, ``(height, width, 3)``, BGR.
+            image: BGR, uint8 ``(height, width, 3)``.
 
         Returns:
             tuple: ``boxes`` (x1, y1, x2, y2) in pixels of the image, float32 ``(detections, 4)``; ``scores`` in 0..1,
-            best first, and ``labels``, ``(detections,)``.
+            highest first, and ``labels``, ``(detections,)`` each.
 
         Raises:
             InputError: If the model cannot run on an image of this shape.
@@ -86,24 +86,24 @@ class OnnxDetector:
         except Exception as error:  # as above
             raise InputError(
                 f'{width}x{height} pixels become {resized.shape[1]}x{resized.shape[0]}, on which the model does not '
-                f'run. A two-stage model needs more patches than it has queries: {error}') from error
+                f'run. A two-stage model needs at least as many patches as queries: {error}') from error
         boxes, scores, labels = (result[0] for result in results)
         factor = np.array([resized.shape[1] / width, resized.shape[0] / height] * 2, np.float32)
         return boxes / factor, scores, labels
 
     def resize(self, image: np.ndarray) -> np.ndarray:
-        """To the largest size of the same aspect inside ``resize_scale``, either side up: the test pipeline's."""
+        """Resize as in the test pipeline: to the largest size with the same aspect ratio inside ``resize_scale``."""
         height, width = image.shape[:2]
         scale = min(max(self.resize_scale) / max(height, width), min(self.resize_scale) / min(height, width))
         size = int(width * scale + 0.5), int(height * scale + 0.5)
         return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
 
     def draw(self, image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """A copy of the image with boxes, names and scores."""
+        """Return a copy of the image with boxes, names and scores."""
         image = image.copy()
         thickness = max(1, round(max(image.shape) / 500))
         size = max(0.4, max(image.shape) / 1600)
-        for box, score, label in list(zip(boxes, scores, labels, strict=True))[::-1]:  # the best on top
+        for box, score, label in list(zip(boxes, scores, labels, strict=True))[::-1]:  # the highest score on top
             left, top, right, bottom = (int(round(float(value))) for value in box)
             colour = self.colours[label][::-1]
             cv2.rectangle(image, (left, top), (right, bottom), colour, thickness)
@@ -118,7 +118,7 @@ class OnnxDetector:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """BGR pixels, turned as the EXIF orientation says."""
+    """Read an image as BGR, rotated by its EXIF orientation."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
     if image is None:
         raise InputError(f'{path}: {"cannot be read as an image" if path.exists() else "no such image file"}')
@@ -126,7 +126,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def detect(detector: OnnxDetector, path: Path) -> tuple:
-    """The image of a file and what is found in it."""
+    """Return the image of a file, its boxes, scores and labels."""
     image = read_image(path)
     try:
         return (image, *detector(image))
@@ -135,7 +135,7 @@ def detect(detector: OnnxDetector, path: Path) -> tuple:
 
 
 def show(detector: OnnxDetector, paths: list, score_thr: float, out_dir: Path) -> None:
-    """Print what is found in each image, and draw it into ``out_dir``."""
+    """Print the detections of each image, and draw them into ``out_dir`` unless it is None."""
     for path in paths:
         start = time.perf_counter()
         image, *found = detect(detector, path)
@@ -147,14 +147,14 @@ def show(detector: OnnxDetector, paths: list, score_thr: float, out_dir: Path) -
         if out_dir is not None:
             out = out_dir / path.name
             if out.resolve() == path.resolve():
-                raise InputError(f'{path}: would be overwritten. Name another --out-dir')
+                raise InputError(f'{path}: would be overwritten. Choose another --out-dir')
             out_dir.mkdir(parents=True, exist_ok=True)
             if not cv2.imwrite(str(out), detector.draw(image, boxes, scores, labels)):
                 raise InputError(f'{out}: cannot be written')
 
 
 def write_coco_results(detector: OnnxDetector, root: Path, ann_file: Path, out: Path) -> None:
-    """Detect in every image of an annotation file, and write COCO's results format."""
+    """Detect objects in each image of an annotation file, and write a COCO results file."""
     try:
         annotations = json.loads(ann_file.read_text(encoding='utf-8'))
         ids = {category['name']: category['id'] for category in annotations['categories']}
@@ -186,23 +186,23 @@ def write_coco_results(detector: OnnxDetector, root: Path, ann_file: Path, out: 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('model', type=Path, help='file of export_onnx.py')
-    parser.add_argument('images', nargs='+', type=Path, help='image files, or the folder that --ann-file refers to')
-    parser.add_argument('--out-dir', type=Path, help='folder for pictures with the boxes drawn in')
-    parser.add_argument('--score-thr', type=float, default=0.3, help='least score, 0 to 1 (default: 0.3)')
+    parser.add_argument('model', type=Path, help='file written by export_onnx.py')
+    parser.add_argument('images', nargs='+', type=Path, help='image files, or the folder of the images of --ann-file')
+    parser.add_argument('--out-dir', type=Path, help='folder for pictures of the detections')
+    parser.add_argument('--score-thr', type=float, default=0.3, help='minimum score, 0 to 1 (default: 0.3)')
     parser.add_argument('--threads', type=int, default=0, help="CPU threads (default: ONNX Runtime's choice)")
-    parser.add_argument('--ann-file', type=Path, help='annotations in COCO format, whose images are run')
-    parser.add_argument('--coco-json', type=Path, help='file for their results in COCO format, every score')
+    parser.add_argument('--ann-file', type=Path, help='annotations in COCO format; detect objects in their images')
+    parser.add_argument('--coco-json', type=Path, help='COCO results file to write, with all scores')
     args = parser.parse_args()
     if (args.ann_file is None) != (args.coco_json is None):
-        parser.error('--ann-file and --coco-json belong together')
+        parser.error('--ann-file and --coco-json need each other')
     if args.ann_file is not None and len(args.images) != 1:
-        parser.error('with --ann-file, name the one folder that its file names start from')
+        parser.error('with --ann-file, give the one folder that its file names are relative to')
     return args
 
 
 def main() -> None:
-    """Load the model and run it."""
+    """Load the model and detect objects."""
     args = parse_args()
     detector = OnnxDetector(args.model, args.threads)
     if args.ann_file is not None:

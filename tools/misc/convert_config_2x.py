@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Translate a DETR config of mmdet 2.x into a self-contained one of mmdet 3.x.
 
-OLD.py is read without running it: assignments of values, dict(...), simple arithmetic and comprehensions are
-understood, and other code is refused by its line.
+OLD.py is read without running it: it may contain assignments of values, dict(...), simple arithmetic and
+comprehensions; other code is an error that names its line.
 
-What cannot be translated is listed by its path, on standard error and in a comment at the top of the new config; the
-exit status is then 1. No field is dropped silently. docs/migration.md tells more.
+Fields that cannot be translated are listed on standard error and in a comment at the top of the new config; the exit
+status is then 1. No field is dropped silently. docs/migrate.md has the details.
 
 Example:
     python tools/misc/convert_config_2x.py detr_deit_tiny_8x1_150e_scannet.py detr_3x.py
@@ -15,7 +15,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from deit_detr.errors import UserError, run_cli
+from deit_detr.command_line import run_cli
+from deit_detr.errors import UserError
 from deit_detr.files import write_text
 from deit_detr.migration.config_2x import convert_config_2x
 
@@ -29,7 +30,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Translate; the exit status is 1 if something is left to do by hand."""
+    """Translate a config; return 1 if something is left to do by hand."""
     args = parse_args()
     converted = convert_config_2x(args.old)
     for note in converted.notes:

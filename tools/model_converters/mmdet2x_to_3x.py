@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Convert a DETR checkpoint of mmdet 2.x (ResNet or mmcls ViT/DeiT backbone) to mmdet 3.x.
 
-Every tensor is mapped, or dropped with the reason printed; if one fits no rule, nothing is written and all such
-tensors are listed. The class names come along. docs/migration.md tells more.
+Every tensor is mapped, or dropped with a printed reason; if tensors match no rule, they are listed and nothing is
+written. The class names are kept. docs/migrate.md has the details.
 
 Example:
     python tools/model_converters/mmdet2x_to_3x.py epoch_150_2x.pth epoch_150_3x.pth
@@ -10,8 +10,8 @@ Example:
 
 import argparse
 
-from deit_detr.errors import run_cli
-from deit_detr.migration.checkpoint_2x import convert_mmdet2x
+from deit_detr.command_line import run_cli
+from deit_detr.migration.checkpoint_2x import convert_checkpoint_2x
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,20 +24,21 @@ def parse_args() -> argparse.Namespace:
         help='the ViT runs with its class token (with_cls_token=True in the 2.x config)')
     parser.add_argument(
         '--use-ema-copies', action='store_true',
-        help='take the ema_* copies in place of the plain tensors. mmdet\'s own EMA hooks put the averaged weights '
-        'into the plain tensors before an epoch is saved; use this for a checkpoint saved between iterations')
+        help='use the ema_* copies in place of the plain tensors, for a checkpoint saved during an epoch: the EMA '
+        'hooks of mmdet swap the averaged weights into the plain tensors before they save an epoch')
     return parser.parse_args()
 
 
 def main() -> None:
-    """Convert and report."""
+    """Convert the checkpoint and print what was done."""
     args = parse_args()
-    books, meta = convert_mmdet2x(args.source, args.keep_cls_token, args.use_ema_copies)
-    books.save(args.destination, meta)
-    if 'dataset_meta' in meta:
-        print(f'  {len(meta["dataset_meta"]["classes"])} class names: {", ".join(meta["dataset_meta"]["classes"])}')
+    conversion = convert_checkpoint_2x(args.source, args.keep_cls_token, args.use_ema_copies)
+    conversion.save(args.destination)
+    if 'dataset_meta' in conversion.meta:
+        classes = conversion.meta['dataset_meta']['classes']
+        print(f'  {len(classes)} class names: {", ".join(classes)}')
     else:
-        print('  no class names in the source: without a config, inference will call the classes by COCO names')
+        print('  no class names in the source: without a config, inference will use the names of COCO')
 
 
 if __name__ == '__main__':

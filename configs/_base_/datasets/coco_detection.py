@@ -1,9 +1,9 @@
-"""COCO 2017, 80 classes, with the pipelines of the ScanNet recipes, which are those of mmdet's DETR on COCO.
+"""COCO 2017, 80 classes, with the pipelines of the ScanNet recipes, which come from mmdet's DETR on COCO.
 
-docs/your_own_data.md puts another COCO-format data set in its place.
+docs/data.md replaces it by another data set in COCO's format.
 """
 _base_ = './scannet_detection.py'
-dataset_type = 'CheckedCocoDataset'  # mmdet's CocoDataset, which checks its annotation file
+dataset_type = 'CheckedCocoDataset'  # mmdet's CocoDataset with a check of the annotation file
 data_root = '{{$COCO_ROOT:data/coco/}}'
 
 train_dataloader = dict(

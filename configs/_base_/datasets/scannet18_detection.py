@@ -1,7 +1,7 @@
-"""ScanNet-frames-25k in Pri3D's protocol (arXiv 2104.11225): 18 classes, no wall and floor, no mask under 1000 pixels.
+"""ScanNet-frames-25k in Pri3D's protocol (arXiv 2104.11225): 18 classes, no wall or floor, no mask under 1000 pixels.
 
-Made by tools/dataset_converters/scannet2coco.py --classes 18 --out-dir data/scannet-frames-18. Training selects its
-checkpoint by COCO's AP; testing gives Pri3D's too, which is the one to put beside published numbers.
+`tools/dataset_converters/scannet2coco.py --classes 18 --out-dir data/scannet-frames-18` writes it. Training selects its
+best checkpoint by COCO's AP. Testing also computes Pri3D's AP, the one to compare with published numbers.
 """
 _base_ = './scannet_detection.py'
 data_root = '{{$SCANNET18_ROOT:data/scannet-frames-18/}}'

@@ -1,31 +1,21 @@
 """Conditional DETR (arXiv 2108.06152) on a plain DeiT-tiny: mmdet's class with fused attention in the encoder."""
-_base_ = './deit-tiny.py'
-embed_dims = 256  # mmdet writes 256 into the encoding of the points that queries look at
+_base_ = './focal_deit-tiny.py'
+embed_dims = 256  # mmdet fixes the encoding of the reference points at this width
 
 conditional_attention = dict(embed_dims=embed_dims, num_heads=8, attn_drop=0.1)
 ffn = dict(
-    embed_dims=embed_dims,
-    feedforward_channels=2048,
-    num_fcs=2,
-    ffn_drop=0.1,
-    act_cfg=dict(type='ReLU', inplace=True))
+    embed_dims=embed_dims, feedforward_channels=2048, num_fcs=2, ffn_drop=0.1, act_cfg=dict(type='ReLU', inplace=True))
 
 model = dict(
     type='FastConditionalDETR',
     num_queries=300,
     neck=dict(
-        type='ChannelMapper',
-        in_channels=[192],
-        kernel_size=1,
-        out_channels=embed_dims,
-        act_cfg=None,
-        norm_cfg=None,
+        type='ChannelMapper', in_channels=[192], kernel_size=1, out_channels=embed_dims, act_cfg=None, norm_cfg=None,
         num_outs=1),
     encoder=dict(
         num_layers=6,
         layer_cfg=dict(
-            self_attn_cfg=dict(embed_dims=embed_dims, num_heads=8, dropout=0.1, batch_first=True),
-            ffn_cfg=ffn)),
+            self_attn_cfg=dict(embed_dims=embed_dims, num_heads=8, dropout=0.1, batch_first=True), ffn_cfg=ffn)),
     decoder=dict(
         num_layers=6,
         layer_cfg=dict(
@@ -34,19 +24,4 @@ model = dict(
             ffn_cfg=ffn),
         return_intermediate=True),
     positional_encoding=dict(num_feats=embed_dims // 2, normalize=True),
-    bbox_head=dict(
-        type='ConditionalDETRHead',
-        num_classes=20,
-        embed_dims=embed_dims,
-        loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=2.0),
-        loss_bbox=dict(type='L1Loss', loss_weight=5.0),
-        loss_iou=dict(type='GIoULoss', loss_weight=2.0)),
-    train_cfg=dict(
-        assigner=dict(
-            type='HungarianAssigner',
-            match_costs=[
-                dict(type='FocalLossCost', weight=2.0),
-                dict(type='BBoxL1Cost', weight=5.0, box_format='xywh'),
-                dict(type='IoUCost', iou_mode='giou', weight=2.0),
-            ])),
-    test_cfg=dict(max_per_img=100))
+    bbox_head=dict(type='ConditionalDETRHead', embed_dims=embed_dims))

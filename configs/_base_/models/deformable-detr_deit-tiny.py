@@ -1,6 +1,9 @@
-"""Deformable DETR (arXiv 2010.04159), two-stage with box refinement, on a plain DeiT-tiny and a simple pyramid."""
-_base_ = './deit-tiny.py'
-embed_dims = 256  # mmdet writes 512, twice that, into the encoding of its proposals
+"""Deformable DETR (arXiv 2010.04159), two-stage with box refinement, on a plain DeiT-tiny and a simple pyramid.
+
+The pyramid is that of arXiv 2203.16527, made from the one map of the ViT.
+"""
+_base_ = './focal_deit-tiny.py'
+embed_dims = 256  # mmdet fixes the encoding of the proposals at 512, twice that
 strides = [8, 16, 32]
 
 deformable_attention = dict(embed_dims=embed_dims, num_levels=len(strides), dropout=0.1)
@@ -23,20 +26,4 @@ model = dict(
             ffn_cfg=ffn),
         post_norm_cfg=None),
     positional_encoding=dict(num_feats=embed_dims // 2, normalize=True, offset=-0.5),
-    bbox_head=dict(
-        type='DeformableDETRHead',
-        num_classes=20,
-        embed_dims=embed_dims,
-        sync_cls_avg_factor=True,
-        loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=2.0),
-        loss_bbox=dict(type='L1Loss', loss_weight=5.0),
-        loss_iou=dict(type='GIoULoss', loss_weight=2.0)),
-    train_cfg=dict(
-        assigner=dict(
-            type='HungarianAssigner',
-            match_costs=[
-                dict(type='FocalLossCost', weight=2.0),
-                dict(type='BBoxL1Cost', weight=5.0, box_format='xywh'),
-                dict(type='IoUCost', iou_mode='giou', weight=2.0),
-            ])),
-    test_cfg=dict(max_per_img=100))
+    bbox_head=dict(type='DeformableDETRHead', embed_dims=embed_dims, sync_cls_avg_factor=True))

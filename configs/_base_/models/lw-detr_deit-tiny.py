@@ -1,5 +1,5 @@
 """LW-DETR (arXiv 2406.03459) on DeiT-tiny: the backbone is the encoder, the decoder has three layers."""
-_base_ = './deit-tiny.py'
+_base_ = './focal_deit-tiny.py'
 embed_dims = 192
 out_indices = [2, 5, 8, 11]
 
@@ -13,34 +13,19 @@ model = dict(
         window_size=14,  # in tokens; 14x14 is the whole image in the weights' pretraining
         global_layers=[2, 5, 8, 11],
         out_indices=out_indices),
-    neck=dict(
-        type='LWDETRProjector',
-        in_channels=[192] * len(out_indices),
-        out_channels=embed_dims),
+    neck=dict(type='LWDETRProjector', in_channels=[192] * len(out_indices), out_channels=embed_dims),
     decoder=dict(
         num_layers=3,
         layer_cfg=dict(
-            # said although it is the default: mmcv's MultiheadAttention keeps the last value given in the process
+            # 0.0 is the default, but mmcv's MultiheadAttention remembers the last value given in the process
             self_attn_cfg=dict(embed_dims=embed_dims, num_heads=6, dropout=0.0),
             cross_attn_cfg=dict(embed_dims=embed_dims, num_heads=6, num_levels=1, num_points=4, dropout=0.0),
             ffn_cfg=dict(
                 embed_dims=embed_dims,
                 feedforward_channels=1024,
                 ffn_drop=0.0,
-                act_cfg=dict(type='ReLU')))),  # mmdet's, in place, copies the hidden layer three times
+                act_cfg=dict(type='ReLU')))),  # mmdet's default works in place and copies the hidden layer three times
     bbox_head=dict(
         type='LWDETRHead',
-        num_classes=20,
         embed_dims=embed_dims,
-        loss_cls=dict(type='IoUAwareBCELoss', alpha=0.25, gamma=2.0, loss_weight=1.0),
-        loss_bbox=dict(type='L1Loss', loss_weight=5.0),
-        loss_iou=dict(type='GIoULoss', loss_weight=2.0)),
-    train_cfg=dict(
-        assigner=dict(
-            type='HungarianAssigner',
-            match_costs=[
-                dict(type='FocalLossCost', weight=2.0),
-                dict(type='BBoxL1Cost', weight=5.0, box_format='xywh'),
-                dict(type='IoUCost', iou_mode='giou', weight=2.0),
-            ])),
-    test_cfg=dict(max_per_img=100))
+        loss_cls=dict(_delete_=True, type='IoUAwareBCELoss', alpha=0.25, gamma=2.0, loss_weight=1.0)))

@@ -4,14 +4,17 @@ from mmengine.hooks import DistSamplerSeedHook, IterTimerHook, LoggerHook, Param
 from mmengine.runner import LogProcessor
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend
 
-from deit_detr.engine.resume.checkpoint_hook import SafeCheckpointHook
-from deit_detr.engine.resume.preemption import PreemptionHook
-from deit_detr.engine.start.class_check import ClassCheckHook
-from deit_detr.engine.start.preflight import PreflightHook
-from deit_detr.engine.start.pretrained_check import PretrainedCheckHook, SceneVisualizationHook
-from deit_detr.engine.watch.hints import HintHook
-from deit_detr.engine.watch.nonfinite import NonFiniteHook
-from deit_detr.engine.watch.run_record import RunRecordHook
+from deit_detr import (
+    ClassCheckHook,
+    HintHook,
+    NonFiniteHook,
+    PreemptionHook,
+    PreflightHook,
+    PretrainedCheckHook,
+    RunRecordHook,
+    SafeCheckpointHook,
+    SceneVisualizationHook,
+)
 
 default_scope = 'mmdet'
 
@@ -26,13 +29,17 @@ default_hooks = dict(
     sampler_seed=dict(type=DistSamplerSeedHook),
     visualization=dict(type=SceneVisualizationHook))
 custom_hooks = [
-    dict(type=PreflightHook), dict(type=PretrainedCheckHook), dict(type=ClassCheckHook),
-    dict(type=NonFiniteHook, max_skips=0), dict(type=HintHook)]
+    dict(type=PreflightHook),
+    dict(type=PretrainedCheckHook),
+    dict(type=ClassCheckHook),
+    dict(type=NonFiniteHook, max_skips=0),
+    dict(type=HintHook),
+]
 
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl', timeout=600))  # seconds that a process waits for the others; docs/scaling.md
+    dist_cfg=dict(backend='nccl', timeout=600))  # seconds a process waits for the others; docs/scale.md
 
 vis_backends = [dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)]
 visualizer = dict(type=DetLocalVisualizer, vis_backends=vis_backends, name='visualizer')

@@ -14,7 +14,7 @@ from mmdet.models.task_modules import BBoxL1Cost, ClassificationCost, HungarianA
 from mmpretrain.models import VisionTransformer
 from torch.nn import ReLU
 
-embed_dims = 192  # of the transformer, and of DeiT-tiny: nothing is projected away between the two
+embed_dims = 192  # of the transformer and of DeiT-tiny: the neck between them keeps the width
 
 attention = dict(embed_dims=embed_dims, num_heads=8, dropout=0.1, batch_first=True)
 ffn = dict(
@@ -36,18 +36,18 @@ model = dict(
     backbone=dict(
         type=VisionTransformer,
         arch='deit-tiny',
-        # The checkpoint's size. Another one would have to resize the position embedding while loading, and
-        # mmpretrain cannot do that without a class token; forward interpolates it to any input size.
+        # The checkpoint's size. Any other size would resize the position embedding while loading, which mmpretrain
+        # cannot do without a class token. The forward pass interpolates it to any input size.
         img_size=224,
         patch_size=16,
         out_indices=-1,
         with_cls_token=False,
         out_type='featmap',
         init_cfg=dict(
-            type='Pretrained',  # the class itself makes the ViT draw pos_embed anew after loading
+            type='Pretrained',  # given the class itself, the ViT draws pos_embed anew after loading
             checkpoint=sys.modules['os'].environ.get(  # mmengine turns `os` itself into a lazy object
                 'DEIT_CHECKPOINT',
-                'https://download.openmmlab.com/mmclassification/v0/deit/deit-tiny_pt-4xb256_in1k_20220218-13b382a0.pth'),  # noqa: E501
+                'https://download.openmmlab.com/mmclassification/v0/deit/deit-tiny_pt-4xb256_in1k_20220218-13b382a0.pth'),
             prefix='backbone.')),
     neck=dict(
         type=ChannelMapper,

@@ -7,7 +7,7 @@ from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs, RandomCrop
 from mmdet.evaluation import CocoMetric
 from mmengine.dataset import DefaultSampler
 
-from deit_detr.datasets.scannet import ScanNetDataset
+from deit_detr import ScanNetDataset
 
 dataset_type = ScanNetDataset
 data_root = sys.modules['os'].environ.get(  # mmengine turns `os` itself into a lazy object

@@ -6,5 +6,5 @@ _base_ = [
     '../../../configs/_base_/default_runtime.py',
 ]
 train_dataloader = dict(batch_size=2)
-# The paper's: what decides where to look moves slowly.
+# As in the paper: the layers that choose the sampling points learn slowly.
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(sampling_offsets=dict(lr_mult=0.1))))

@@ -1,14 +1,15 @@
-"""The fast twin for one GPU, 16 images a step: one size a batch, no padding, five shapes. Not run on a GPU yet.
+"""The fast twin for one GPU, 16 images a step: one size per batch, no padding, five shapes. Not run on a GPU yet.
 
     python tools/train.py CONFIG --amp --auto-scale-lr --cfg-options model.compile.dynamic=False
 
-Mixed precision and compiling are switches: mmengine's AmpOptimWrapper cannot be built without a GPU. `--auto-scale-lr`
-doubles the learning rates, 16 images instead of 8; without it they stay at 1e-4 and 1e-5, as mmdet's DETR has for 16.
+Mixed precision and compiling are options of the command, because mmengine's AmpOptimWrapper cannot be built without a
+GPU. `--auto-scale-lr` doubles the learning rates for 16 images instead of 8. Without it they stay at 1e-4 and 1e-5,
+which mmdet's DETR uses for 16.
 """
 _base_ = './detr-fast_deit-tiny_8xb1-150e_scannet.py'
-model = dict(data_preprocessor=dict(batch_augments=[
-    # 480x640, 560x752, 640x864, 720x960, 800x1072; with two more in validation, PyTorch's limit is eight shapes
-    dict(type='BatchRandomResize', scales=[0.6, 0.7, 0.8, 0.9, 1.0])]))
+# 480x640, 560x752, 640x864, 720x960, 800x1072; with two more in validation, PyTorch's limit is eight shapes
+model = dict(
+    data_preprocessor=dict(batch_augments=[dict(type='BatchRandomResize', scales=[0.6, 0.7, 0.8, 0.9, 1.0])]))
 
 fit = dict(type='Resize', scale=(1072, 800), keep_ratio=False)  # all frames are 4:3, within 1 %
 train_pipeline = [
@@ -17,10 +18,14 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5),
     dict(
         type='RandomChoice',
-        transforms=[[fit], [
-            dict(type='RandomChoiceResize', scales=[(400, 1333), (500, 1333), (600, 1333)], keep_ratio=True),
-            dict(type='RandomCrop', crop_size=(512, 384), allow_negative_crop=True),  # 4:3, too
-            fit]]),
+        transforms=[
+            [fit],
+            [
+                dict(type='RandomChoiceResize', scales=[(400, 1333), (500, 1333), (600, 1333)], keep_ratio=True),
+                dict(type='RandomCrop', crop_size=(512, 384), allow_negative_crop=True),  # also 4:3
+                fit,
+            ],
+        ]),
     dict(type='PackDetInputs'),
 ]
 train_dataloader = dict(

@@ -1,7 +1,7 @@
 """The seed recipe's fast twin: the same model, parameters and numbers, in less time and memory.
 
-Checkpoints go both ways, strictly. docs/benchmarks.md says what each setting brings; in mixed precision on a GPU:
-`tools/train.py --amp`.
+Each loads the other's checkpoints strictly. docs/benchmarks.md says what each setting brings. `tools/train.py --amp`
+trains in mixed precision on a GPU.
 """
 _base_ = './detr_deit-tiny_8xb1-150e_scannet.py'
 model = dict(

@@ -1,6 +1,6 @@
 """The seed recipe: DETR with DeiT-tiny on ScanNet-frames-25k, 8 GPUs x 1 image, 150 epochs.
 
-The mmdet 2.x recipe of the same name, number for number; docs/migration.md holds the comparison.
+The mmdet 2.x recipe of the same name, number for number; docs/migrate.md holds the comparison.
 """
 _base_ = [
     '../../../configs/_base_/models/detr_deit-tiny.py',

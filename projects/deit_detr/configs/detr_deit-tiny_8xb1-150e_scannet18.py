@@ -1,4 +1,4 @@
-"""The seed recipe in Pri3D's protocol: 18 classes, without walls, floors and masks under 1000 pixels."""
+"""The seed recipe in Pri3D's protocol: 18 classes, no walls or floors, no masks under 1000 pixels."""
 _base_ = [
     '../../../configs/_base_/models/detr_deit-tiny.py',
     '../../../configs/_base_/datasets/scannet18_detection.py',

@@ -1,4 +1,4 @@
-"""DINO with DeiT-tiny on COCO, 8 GPUs x 2 images, 12 epochs; docs/your_own_data.md builds on it."""
+"""DINO with DeiT-tiny on COCO, 8 GPUs x 2 images, 12 epochs; docs/data.md builds on it."""
 _base_ = [
     '../../../configs/_base_/models/dino-3scale_deit-tiny.py',
     '../../../configs/_base_/datasets/coco_detection.py',

@@ -1,7 +1,4 @@
-"""DINO with DeiT-tiny on ScanNet-frames-25k, three times as long."""
-_base_ = './dino_deit-tiny_8xb2-12e_scannet.py'
-max_epochs = 36
-train_cfg = dict(max_epochs=max_epochs)
-param_scheduler = [
-    dict(type='MultiStepLR', begin=0, end=max_epochs, by_epoch=True, milestones=[30], gamma=0.1)
-]
+"""DINO with DeiT-tiny on ScanNet-frames-25k for 36 epochs instead of 12."""
+_base_ = ['./dino_deit-tiny_8xb2-12e_scannet.py', '../../../configs/_base_/schedules/detr_36e.py']
+train_cfg = _base_.schedule_36e.train_cfg
+param_scheduler = _base_.schedule_36e.param_scheduler

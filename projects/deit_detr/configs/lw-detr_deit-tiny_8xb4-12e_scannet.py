@@ -8,6 +8,6 @@ _base_ = [
 train_dataloader = dict(batch_size=4)
 auto_scale_lr = dict(base_batch_size=32)
 
-# Twice the batch of the schedule. The backbone is the encoder, and has to learn its windows: half the rate of the rest.
+# Twice the schedule's batch, so twice its rate. The backbone is the encoder and has to learn its windows: half of that.
 optim_wrapper = dict(
     optimizer=dict(lr=2e-4, fused=True), paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.5))))

@@ -6,20 +6,20 @@
 - ``mmpretrain.models`` can be imported beside every version of transformers
   (:func:`~deit_detr.models.vision_transformers.load_vision_transformers`);
 - a compiled mmcv without CUDA gets operators for GPUs (``mmcv_ops.complete``);
-- ``torch.load(weights_only=True)`` reads mmengine's checkpoints, and mmengine reads local ones by no other way
+- ``torch.load(weights_only=True)`` reads mmengine's checkpoints, but refuses ``bytearray`` and every encoding except
+  latin1 in any file; mmengine reads local checkpoints only that way
   (:func:`~deit_detr.checkpoints.safe_loading.install_safe_loading`);
 - mmengine writes its local files whole or not at all
-  (:func:`~deit_detr.checkpoints.whole_files.install_whole_file_backend`);
+  (:func:`~deit_detr.checkpoints.file_backend.install_whole_file_backend`);
 - ``s3://``, ``gs://`` and ``az://`` paths go through fsspec (:mod:`~deit_detr.datasets.object_storage`);
 - OpenMP's threads sleep soon when they wait, and PyTorch computes with no more threads than there are free cores
   (:mod:`~deit_detr.threads`), unless the environment sets either;
-- a package that cannot be imported is named in a sentence (:mod:`~deit_detr.other_packages`).
+- a package that cannot be imported is named in a sentence (:mod:`~deit_detr.import_errors`).
 """
 
-from deit_detr.other_packages import named_packages
+from deit_detr.import_errors import named_packages
 from deit_detr.threads import bound_waiting, fit_threads
-
-__version__ = '0.1.0'
+from deit_detr.versions import VERSION as __version__  # noqa: F401
 
 _load = bound_waiting()  # before torch is imported
 with named_packages():
@@ -31,8 +31,8 @@ with named_packages():
 
     mmcv_ops.complete()
 
+    from deit_detr.checkpoints.file_backend import install_whole_file_backend
     from deit_detr.checkpoints.safe_loading import install_safe_loading
-    from deit_detr.checkpoints.whole_files import install_whole_file_backend
     from deit_detr.datasets.checked_coco import CheckedCocoDataset as CheckedCocoDataset
     from deit_detr.datasets.object_storage import FsspecBackend as FsspecBackend
     from deit_detr.datasets.scannet import ScanNet18Dataset as ScanNet18Dataset

@@ -1,8 +1,8 @@
-"""The values that a Python config sets, worked out without running it.
+"""Evaluate the values in a Python config without running it.
 
-Configs of mmdet 2.x, and those that mmengine writes into work folders, are data in Python's notation: names are
-assigned literals, ``dict(...)``, parts of base configs, simple arithmetic and comprehensions of these. Anything else is
-refused, and so is what would grow beyond all configs.
+Configs of mmdet 2.x, and those that mmengine writes into work folders, are data in Python syntax: they assign literals,
+``dict(...)``, parts of base configs, simple arithmetic and comprehensions of these to names. Anything else is refused,
+as are values that are larger than any config.
 """
 
 import ast
@@ -13,13 +13,12 @@ from pathlib import Path
 
 from deit_detr.errors import UserError
 
-#: Numbers, characters and containers that all files of a config together may evaluate to, repetitions included. The
-#: recipe has 1500.
+#: Limit of the numbers, characters and containers in all files of a config together, repetitions included. The recipe
+#: has 1500.
 MAX_VALUES = 500_000
-#: Containers in each other.
+#: Limit of nested containers.
 MAX_DEPTH = 40
-
-#: A larger file is no config.
+#: A larger file is not a config.
 MAX_BYTES = 1_000_000
 
 _OPERATORS = {
@@ -32,23 +31,23 @@ def parse_config(path: Path) -> ast.Module:
     """Parse a config file.
 
     Raises:
-        UserError: If it is larger than all configs, no text in UTF-8, or not valid Python.
+        UserError: If it is larger than any config, is not UTF-8 text, or is not valid Python.
     """
     if path.stat().st_size > MAX_BYTES:
-        raise UserError(f'{path}: larger than {MAX_BYTES} bytes: this is no config')
+        raise UserError(f'{path}: larger than {MAX_BYTES} bytes: this is not a config')
     try:
         return ast.parse(path.read_text(encoding='utf-8-sig'))
     except SyntaxError as error:
         raise UserError(f'{path}, line {error.lineno}: not valid Python: {error.msg}') from None
-    except (ValueError, MemoryError, RecursionError) as error:  # no UTF-8, null bytes, brackets in each other
-        raise UserError(f'{path}: not valid Python: {error or "too many brackets in each other"}') from None
+    except (ValueError, MemoryError, RecursionError) as error:  # not UTF-8, null bytes, deeply nested brackets
+        raise UserError(f'{path}: not valid Python: {error or "too many nested brackets"}') from None
 
 
 class ConfigValues:
-    """Evaluates configs, and keeps count of how much they evaluate to.
+    """Evaluates configs and limits the number of their values.
 
     Attributes:
-        left (int): How many values there still may be.
+        left (int): Number of values that are still allowed.
     """
 
     def __init__(self) -> None:
@@ -59,28 +58,28 @@ class ConfigValues:
 
         Args:
             tree: The parsed file.
-            base: What ``_base_.NAME`` refers to.
+            base: Values of the base config, for ``_base_.NAME``.
 
         Returns:
             dict: Name to value: dicts, lists, tuples, text, numbers, booleans and ``None``.
 
         Raises:
-            UserError: If a statement is no assignment of such values, or cannot be evaluated; the message begins with
-                its line.
+            UserError: If a statement does not assign such values, or cannot be evaluated. The message begins with its
+                line.
         """
         self._names, self._base = {}, base
         for node in tree.body:
             try:
                 if isinstance(node, ast.Assign) and all(isinstance(target, ast.Name) for target in node.targets):
                     value = self._value(node.value)
-                    _size(value)  # of literals, too, the depth has to be bounded
+                    _size(value)  # checks the depth of literals
                     self._names.update(dict.fromkeys((target.id for target in node.targets), value))
                 elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
-                    raise _NoData(ast.unparse(node))
-            except _NoData as error:
+                    raise _NotAllowed(ast.unparse(node))
+            except _NotAllowed as error:
                 raise UserError(
                     f'line {node.lineno}: this is code, and configs are read without running it: '
-                    f'{str(error)[:80]!r}. Write the value there that it has') from None
+                    f'{str(error)[:80]!r}. Replace it by its value') from None
             except (ArithmeticError, LookupError, TypeError, ValueError) as error:
                 raise UserError(f'line {node.lineno}: {type(error).__name__}: {error}') from None
         return self._names
@@ -117,14 +116,14 @@ class ConfigValues:
             case ast.DictComp():
                 return dict(self._looped(node.generators, lambda: (self._value(node.key), self._value(node.value))))
             case ast.Call(func=ast.Name(id='dict'), args=[]):
-                return dict(**self._dict([(keyword.arg, keyword.value) for keyword in node.keywords]))  # names are text
+                return dict(**self._dict([(keyword.arg, keyword.value) for keyword in node.keywords]))  # keys are text
             case ast.Call(func=ast.Name(id='range'), keywords=[]):
                 numbers = range(*self._items(node.args))
                 self._spend(len(numbers))
                 return list(numbers)
             case ast.Call(func=ast.Name(id=name), keywords=[]) if name in _FUNCTIONS:
                 return self._counted(_FUNCTIONS[name](*self._items(node.args)))
-        raise _NoData(ast.unparse(node))
+        raise _NotAllowed(ast.unparse(node))
 
     def _items(self, nodes: list[ast.expr]) -> list:
         values = []
@@ -145,7 +144,7 @@ class ConfigValues:
         return values
 
     def _looped(self, generators: list[ast.comprehension], make: Callable[[], object]) -> list:
-        """What ``make`` gives for each step of the loops of a comprehension."""
+        """Call ``make`` for each iteration of a comprehension's loops, and return the results."""
         if not generators:
             return [make()]
         loop, *inner = generators
@@ -156,7 +155,7 @@ class ConfigValues:
             targets, items = ([loop.target], [item]) if isinstance(loop.target, ast.Name) else (loop.target.elts, item)
             for target, value in zip(targets, items, strict=True):
                 if not isinstance(target, ast.Name):
-                    raise _NoData(ast.unparse(loop.target))
+                    raise _NotAllowed(ast.unparse(loop.target))
                 self._names[target.id] = value
             if all(self._value(test) for test in loop.ifs):
                 values += self._looped(inner, make)
@@ -164,14 +163,14 @@ class ConfigValues:
         return values
 
     def _part(self, node: ast.expr) -> object:
-        """A part of an f-string: text, or a value that is written as it is."""
+        """Evaluate a part of an f-string: text, or a value without format."""
         if not isinstance(node, ast.FormattedValue):
             return self._value(node)
         if node.format_spec is None and node.conversion == -1:
             value = self._value(node.value)
             if isinstance(value, (str, int, float)):
                 return value
-        raise _NoData(ast.unparse(node.value))
+        raise _NotAllowed(ast.unparse(node.value))
 
     def _operation(self, function, left: object, right: object) -> object:
         if function is operator.mul and not all(isinstance(value, (int, float)) for value in (left, right)):
@@ -184,28 +183,28 @@ class ConfigValues:
 
     def _counted(self, value: object) -> object:
         if isinstance(value, str) and ('{{' in value or '}}' in value):
-            raise ValueError('templates in braces are not filled in; write the text')
+            raise ValueError('templates in braces are not replaced; write the text')
         self._spend(_size(value))
         return value
 
     def _spend(self, number: int) -> None:
         self.left -= number
         if self.left < 0:
-            raise ValueError(f'all together is larger than any config: more than {MAX_VALUES} values')
+            raise ValueError(f'larger than any config: more than {MAX_VALUES} values')
 
 
-class _NoData(Exception):
-    """An expression that is none of those that configs are written in."""
+class _NotAllowed(Exception):
+    """An expression that is not allowed in a config."""
 
 
 def _size(value: object, depth: int = 0) -> int:
-    """How many values something consists of; each character counts.
+    """Count the values in an object; each character counts.
 
     Raises:
-        ValueError: If there is something else in it than configs hold.
+        ValueError: If it holds other types than configs do, is nested too deeply, or has a number that is not finite.
     """
     if depth > MAX_DEPTH:
-        raise ValueError(f'more than {MAX_DEPTH} containers in each other')
+        raise ValueError(f'more than {MAX_DEPTH} nested containers')
     if isinstance(value, str):
         return 1 + len(value)
     if isinstance(value, dict):
@@ -215,5 +214,5 @@ def _size(value: object, depth: int = 0) -> int:
     if isinstance(value, (int, float)) and not (math.isfinite(value) and abs(value) < 1e300):
         raise ValueError('a number that is not finite')
     if not isinstance(value, (int, float, type(None))):
-        raise ValueError(f'a {type(value).__name__}, which configs do not hold')
+        raise ValueError(f'a {type(value).__name__}, which configs cannot hold')
     return 1

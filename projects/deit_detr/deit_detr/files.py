@@ -93,7 +93,7 @@ def remove_leftovers(folder: str | Path, name: str | None = None) -> list[str]:
 
 
 def _runs(pid: int) -> bool:
-    """Whether another process of this machine has the number."""
+    """Return whether another process of this machine is running under this pid."""
     with suppress(OSError, OverflowError):
         os.kill(pid, 0)  # asks, and sends nothing
         return pid != os.getpid()

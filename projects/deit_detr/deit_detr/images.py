@@ -1,4 +1,4 @@
-"""Image files from anywhere: opened by few decoders, and only if their pixels fit into memory."""
+"""Open image files of unknown origin with few decoders, and only if their pixels fit into memory."""
 
 import os
 import stat
@@ -9,24 +9,24 @@ from typing import BinaryIO
 
 from PIL import Image
 
-#: The largest image that is decoded, in pixels: 3 bytes each, in several copies. A ScanNet frame has 1.25 million.
+#: Pixels of the largest image that is decoded: 3 bytes each, in several copies. A ScanNet frame has 1.25 million.
 MAX_PIXELS = 80_000_000
-#: Pillow's names of the formats that are opened. Others have decoders that nobody needs here.
+#: Pillow's names of the formats that are opened; decoders of others are not needed here.
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')
-#: Formats that Pillow decodes by starting a program.
+#: Formats that Pillow decodes by running a program.
 PROGRAMS = ('EPS', 'WMF')
 
 
 class ImageFileError(ValueError):
-    """The file is no image that can be decoded; the message says why, and does not name it."""
+    """The file is not an image that can be decoded. The message says why and does not name the file."""
 
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """A block in which whatever a decoder of Pillow raises becomes an ImageFileError: its kind depends on the bytes.
+    """Turn every error of Pillow's decoders in the block into an ImageFileError: their kind depends on the bytes.
 
     Raises:
-        ImageFileError: If something is raised that the operating system did not say.
+        ImageFileError: For every exception except errors of the operating system.
     """
     try:
         yield
@@ -37,29 +37,29 @@ def decoding() -> Iterator[None]:
 
 
 def open_image(file: str | Path | BinaryIO, formats: tuple[str, ...] = FORMATS, max_pixels: int = MAX_PIXELS) -> Image:
-    """Open an image file; only its header is read.
+    """Open an image file and read its header.
 
     Args:
         file: Path, or an open file.
-        formats: Pillow's names of the formats that are expected.
-        max_pixels: Refuse images with more.
+        formats: Pillow's names of the expected formats.
+        max_pixels: Largest number of pixels.
 
     Returns:
-        Image: To be used in a ``with`` statement, and decoded within :func:`decoding`.
+        Image: For use in a ``with`` statement; decode it within :func:`decoding`.
 
     Raises:
-        ImageFileError: If it is not of these formats, damaged at its beginning, too large, of floating-point numbers,
-            or a pipe or a device.
+        ImageFileError: If it has another format, a damaged header, too many pixels or floating-point pixels, or is a
+            pipe or a device.
         OSError: If the file cannot be opened.
     """
     with decoding():
         if isinstance(file, (str, Path)) and not stat.S_ISREG(os.stat(file).st_mode):
-            raise ImageFileError('no regular file')  # a pipe would be waited for, a device read without end
+            raise ImageFileError('not a regular file')  # reading a pipe blocks, reading a device never ends
         image = Image.open(file, formats=formats)
     if image.width * image.height > max_pixels:
         reason = f'too large: {image.width}x{image.height}, more than {max_pixels / 1e6:g} million pixels'
-    elif image.mode == 'F':  # OpenCV would round them, and they may well be shares of 1
-        reason = 'its pixels are floating-point numbers: whole ones are needed'
+    elif image.mode == 'F':  # OpenCV would round them, and they may be between 0 and 1
+        reason = 'its pixels are floating-point numbers: integers are needed'
     else:
         return image
     image.close()

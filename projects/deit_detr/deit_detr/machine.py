@@ -1,11 +1,13 @@
 """What this process runs on, and how much memory it takes."""
 
+import gc
 import os
 import platform
 import resource
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,12 +19,12 @@ GB = 1e9
 
 
 def device() -> torch.device:
-    """The GPU if there is one."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 
 def describe() -> dict[str, str]:
-    """What numbers are measured on, and with which code: ``device``, ``torch``, ``commit`` and ``date``."""
+    """Return what numbers are measured on, and with which code: ``device``, ``torch``, ``commit`` and ``date``."""
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
     else:
@@ -39,7 +41,7 @@ def describe() -> dict[str, str]:
 
 
 def peak_memory() -> int:
-    """The most memory that this process has held so far, in bytes: allocated on the GPU, or resident."""
+    """Return the most memory that this process has held so far, in bytes: allocated on the GPU, or resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     status = Path('/proc/self/status')
@@ -48,8 +50,19 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
+def reset_peak_memory() -> None:
+    """Release cached memory and restart :func:`peak_memory` from what is held now, if the system can do that."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with suppress(OSError):
+            Path('/proc/self/clear_refs').write_text('5')
+
+
 def free_memory(on: torch.device) -> int | None:
-    """Bytes that this process can still take on a device; ``None`` where the system does not tell."""
+    """Return the bytes that this process can still take on a device; ``None`` if unknown on this system."""
     if on.type == 'cuda':
         # what PyTorch has reserved for itself can be used again
         return torch.cuda.mem_get_info(on)[0] + torch.cuda.memory_reserved(on) - torch.cuda.memory_allocated(on)

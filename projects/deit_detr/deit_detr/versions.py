@@ -1,12 +1,14 @@
-"""Installed versions, and what is known about them.
+"""Installed versions and known problems with them.
 
-None of the packages is imported: it may be what is broken.
+None of the packages is imported, because one of them may be broken.
 """
 
 import importlib
 from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 
+#: Of this package; pyproject.toml reads it here.
+VERSION = '0.2.0'
 #: What this project is tested with (requirements/).
 TESTED = dict(torch='2.11', mmengine='0.10', mmcv='2.1', mmdet='3.3', mmpretrain='1.2')
 #: Other names on the package index of what is imported under the same name: the maintained forks, and mmcv without
@@ -17,7 +19,7 @@ ALTERNATIVES = dict(
 
 
 def version_problems() -> list[str]:
-    """What is installed and known not to work together, with the way out: a sentence for each problem."""
+    """Return a sentence for each known problem of the installed packages, with the fix."""
     found = {name: distributions(name) for name in (*TESTED, 'torchvision')}
     problems = incompatibilities({name: next(iter(numbers.values()), None) for name, numbers in found.items()})
     if 'mmcv-lite' in found['mmcv'] and operators() is None:
@@ -28,7 +30,7 @@ def version_problems() -> list[str]:
 
 
 def installed() -> str:
-    """The packages that matter and their versions, for a table."""
+    """List the important packages and their versions, for a table."""
     kind = operators()
     return ', '.join(
         f'{package} {number}' + f' (operators: {kind})' * (name == 'mmcv' and kind is not None)
@@ -36,14 +38,14 @@ def installed() -> str:
 
 
 def untested() -> list[str]:
-    """Those of the packages whose installed version is not the one that this project is tested with."""
+    """Return the packages whose installed version differs from the one that this project is tested with."""
     return [
         name for name, number in TESTED.items()
         if _release(next(iter(distributions(name).values()), ''))[:2] != _release(number)]
 
 
 def distributions(name: str) -> dict[str, str]:
-    """What is installed that is imported under a name: its name on the package index -> version."""
+    """Return the installed distributions that are imported under a name: name on the package index -> version."""
     found = {}
     for candidate in (name, *ALTERNATIVES.get(name, ())):
         try:
@@ -54,7 +56,7 @@ def distributions(name: str) -> dict[str, str]:
 
 
 def operators() -> str | None:
-    """What mmcv's operators are, e.g. 'compiled for CUDA 12.8' or 'mmcv_ops 0.1.0'; None without any."""
+    """Describe mmcv's operators, e.g. 'compiled for CUDA 12.8' or 'mmcv_ops 0.1.0'; None if it has none."""
     package = PathFinder.find_spec('mmcv')
     spec = package and PathFinder.find_spec('mmcv._ext', package.submodule_search_locations)
     if not spec:
@@ -64,16 +66,16 @@ def operators() -> str | None:
     try:
         importlib.import_module('torch')
         cuda = importlib.import_module('mmcv._ext').get_compiling_cuda_version()
-    except Exception:  # the file is there, and what is wrong with it will be said where it is imported
+    except Exception:  # the file exists; the first import reports what is wrong with it
         return 'compiled'
     return 'compiled without CUDA' if cuda == 'not available' else f'compiled for CUDA {cuda}'
 
 
 def incompatibilities(installed: dict[str, str | None]) -> list[str]:
-    """What does not work together, with the way out.
+    """Return a sentence for each known incompatibility, with the fix.
 
     Args:
-        installed: Package -> version, or None.
+        installed: Package -> version, or None if it is missing.
 
     Returns:
         list[str]: A sentence for each problem.
@@ -83,18 +85,18 @@ def incompatibilities(installed: dict[str, str | None]) -> list[str]:
         return [f'{", ".join(missing)} not installed: bash tools/setup_env.sh']
     release = {name: _release(number) for name, number in installed.items()}
     problems = []
-    # mmdet's own assertion, without its traceback
+    # as mmdet's assertion, without its traceback
     if release['mmdet'] < (3, 4) and not (2, 0) <= release['mmcv'] < (2, 2):
         problems.append(f'mmdet {installed["mmdet"]} refuses mmcv {installed["mmcv"]}: install '
                         'mmcv-lite 2.1.0 and projects/mmcv_ops (bash tools/setup_env.sh)')
     if release['mmdet'] < (3, 0):
-        problems.append(f'mmdet {installed["mmdet"]} is 2.x: install 3.3.0, and see docs/migration.md')
+        problems.append(f'mmdet {installed["mmdet"]} is 2.x: install 3.3.0, and see docs/migrate.md')
     if release['mmpretrain'] < (1, 0):
         problems.append(f'mmpretrain {installed["mmpretrain"]} is too old: install 1.2.0')
     major, minor = release['torch'][:2]
-    # torch 2.N and torchvision 0.(N+15) are released together; operators of others are missing at import
+    # torch 2.N and torchvision 0.(N+15) belong together; with others, operators are missing at import
     if major == 2 and release['torchvision'][:2] != (0, minor + 15):
-        problems.append(f'torchvision {installed["torchvision"]} is not that of torch {installed["torch"]}: install '
+        problems.append(f'torchvision {installed["torchvision"]} does not match torch {installed["torch"]}: install '
                         f'torchvision 0.{minor + 15}')
     if release['torch'] < (2, 6):  # safe loading of checkpoints
         problems.append(f'torch {installed["torch"]} is too old: install 2.11.0')
@@ -102,7 +104,7 @@ def incompatibilities(installed: dict[str, str | None]) -> list[str]:
 
 
 def _release(number: str) -> tuple[int, ...]:
-    """Leading numbers of a version: '2.11.0+cu130' -> (2, 11, 0)."""
+    """Return the leading numbers of a version: '2.11.0+cu130' -> (2, 11, 0)."""
     parts = []
     for part in number.split('+')[0].split('.'):
         if not part.isdigit():

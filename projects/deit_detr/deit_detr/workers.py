@@ -1,4 +1,4 @@
-"""Work spread over processes, with a progress bar, results in order and errors in words."""
+"""Spread work over processes, with a progress bar and with results in order."""
 
 import os
 import signal
@@ -22,26 +22,22 @@ Result = TypeVar('Result')
 
 
 def in_processes(
-    function: Callable[[Job], Result],
-    jobs: Sequence[Job],
-    workers: int | None = None,
-    title: str = '',
-    unit: str = 'job',
-    sizes: Sequence[int] | None = None,
+    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int | None = None, title: str = '',
+    unit: str = 'job', sizes: Sequence[int] | None = None,
 ) -> Iterator[Result]:
-    """Call a function on each of several jobs.
+    """Call a function on each job and yield the results in the order of the jobs.
 
     Args:
-        function: Can be pickled, as can what it takes and returns.
-        jobs: What to call it on.
-        workers: Processes. 1 works in this one. Default: one a core.
-        title: Of the progress bar.
-        unit: What the bar counts.
-        sizes: How many units each job is. Default: 1.
+        function: The function. It, its argument and its result must be picklable.
+        jobs: Arguments of the calls.
+        workers: Number of processes; 1 makes the calls in this process. Default: one per core.
+        title: Title of the progress bar.
+        unit: Unit that the progress bar counts.
+        sizes: Number of units of each job. Default: 1.
 
     Yields:
-        Result: What the function returned, in the order of the jobs. A caller that stops early should ``close()`` the
-        generator, which ends the processes.
+        Result: Return value of a call. A caller that stops early should ``close()`` the generator, which ends the
+        processes.
 
     Raises:
         UserError: If ``workers`` is below 1, or the system kills a process.
@@ -50,7 +46,7 @@ def in_processes(
         raise UserError(f'workers must be at least 1, not {workers}')
     sizes = sizes or [1] * len(jobs)
     workers = min(workers or cores(), len(jobs))
-    # A forked process shares the memory of this one and need not import anything. macOS and Windows cannot fork safely.
+    # A forked process shares the memory of this one and imports nothing again. macOS and Windows cannot fork safely.
     context = get_context('fork' if sys.platform == 'linux' else 'spawn')
     # A forked process hangs in its first parallel call if OpenCV's threads were running in this one.
     threads = cv2.getNumThreads()
@@ -62,7 +58,7 @@ def in_processes(
                 yield result
                 bar.update(size)
     except BrokenProcessPool:
-        raise UserError('a worker process was killed, by lack of memory? Try fewer --workers') from None
+        raise UserError('a worker process was killed, perhaps because memory ran out: try fewer --workers') from None
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
@@ -70,7 +66,7 @@ def in_processes(
 
 
 def _begin(parent: int) -> None:
-    """Leave Ctrl-C to the main process, and do not outlive it should it be killed."""
+    """Ignore Ctrl-C, which the main process handles, and end if that process is killed."""
 
     def watch() -> None:
         while os.getppid() == parent:

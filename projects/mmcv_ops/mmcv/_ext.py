@@ -1,3 +1,3 @@
-"""mmcv's compiled module, in PyTorch: see mmcv_ops. A compiled ``_ext.*.so`` beside this file comes first."""
+"""A stand-in for mmcv's compiled module, see mmcv_ops. Python prefers a compiled ``_ext.*.so`` in this folder."""
 
 from mmcv_ops import operator as __getattr__  # noqa: F401 - PEP 562

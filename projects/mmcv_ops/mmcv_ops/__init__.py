@@ -1,9 +1,9 @@
-"""The operators that detection needs of mmcv 2.1's compiled module, in PyTorch and torchvision.
+"""The compiled operators of mmcv 2.1 for detection, in PyTorch and torchvision.
 
 ``mmcv-lite`` is mmcv without ``mmcv._ext``, the module that ``mmcv.ops`` loads by name. The file ``mmcv/_ext.py`` of
-this distribution stands in for it and asks :func:`operator` for every name. The operators are for every device and
-every floating type that PyTorch and torchvision know; half and bfloat16 are computed in float32. Where a compiled mmcv
-is installed, Python imports that one; :func:`complete` gives it operators on CUDA if it was built without.
+this distribution replaces it and gets every name from :func:`operator`. The operators work on every device and with
+every floating type that PyTorch and torchvision support; half and bfloat16 are computed in float32. If a compiled mmcv
+is installed, Python imports its module instead; :func:`complete` adds operators on CUDA to a build without CUDA.
 """
 
 import functools
@@ -18,8 +18,8 @@ from mmcv_ops.common import as_operator
 
 __version__ = '0.1.0'
 
-#: Name in ``mmcv._ext`` -> function, with the signature that mmcv 2.1 calls. Tensors that mmcv passes for the results
-#: are filled in place.
+#: Name in ``mmcv._ext`` -> function, with the signature that mmcv 2.1 calls. Results are written into tensors that mmcv
+#: passes.
 OPERATORS: dict[str, Callable] = {function.__name__: as_operator(function) for function in (
     boxes.bbox_overlaps,
     boxes.nms,
@@ -56,17 +56,16 @@ _ABOUT = dict(
 
 
 def operator(name: str) -> Callable:
-    """What ``mmcv._ext`` has of a name; mmcv checks only that there is something.
+    """Return the attribute of ``mmcv._ext`` with a name; mmcv checks on import only that it exists.
 
     Args:
-        name (str): One of :data:`OPERATORS`, or another that mmcv asks for.
+        name (str): One of :data:`OPERATORS`, or another operator of mmcv.
 
     Returns:
-        Callable: The operator; for a name that is not there, a function that raises ``NotImplementedError`` when it
-        is called.
+        Callable: The operator; for an unknown name, a function that raises ``NotImplementedError`` when called.
 
     Raises:
-        AttributeError: If the name begins with an underscore: Python itself asks for those.
+        AttributeError: If the name starts with an underscore: Python looks up such names itself.
     """
     if name.startswith('_'):
         raise AttributeError(f"module 'mmcv._ext' has no attribute {name!r}")
@@ -80,17 +79,17 @@ def operator(name: str) -> Callable:
 
 
 def complete(ext: ModuleType | None = None, devices: tuple[str, ...] = ('cuda',)) -> list[str]:
-    """Give a compiled mmcv that was built for the CPU only the operators of this package on CUDA.
+    """Add the operators of this package on CUDA to a compiled mmcv that was built for the CPU only.
 
-    Each function of the module that is one of :data:`OPERATORS` is replaced by one that looks where its tensors are.
+    Each function of the module in :data:`OPERATORS` is replaced by one that chooses by the device of its tensors.
 
     Args:
-        ext (ModuleType, optional): mmcv's compiled module; ``mmcv._ext`` when left out.
-        devices (tuple[str, ...]): Types of device whose tensors go to this package; the others' stay with mmcv.
+        ext (ModuleType, optional): mmcv's compiled module. Default: ``mmcv._ext``.
+        devices (tuple[str, ...]): Device types for which to use this package instead of mmcv.
 
     Returns:
-        list[str]: The operators that were replaced. None where mmcv was built with CUDA, where its ``_ext`` is the one
-        of this package, and in a second call.
+        list[str]: The replaced operators. It is empty if mmcv was built with CUDA, its ``_ext`` is the one of this
+        package, or this function was called before.
     """
     ext = importlib.import_module('mmcv._ext') if ext is None else ext
     if vars(ext).get('__getattr__') is operator or ext.get_compiling_cuda_version() != 'not available':

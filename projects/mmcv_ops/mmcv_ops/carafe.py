@@ -1,4 +1,4 @@
-"""Upsampling by windows that a network weighs (arXiv 1905.02188)."""
+"""Content-aware upsampling (CARAFE, arXiv 1905.02188)."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from mmcv_ops.common import gradients, wide
 
 def carafe_naive_forward(
     features: Tensor, masks: Tensor, output: Tensor, kernel_size: int, group_size: int, scale_factor: int) -> None:
-    """Weighted sums of the window around each pixel, ``scale_factor ** 2`` of them a pixel.
+    """Upsample by weighted sums of the window around each pixel, ``scale_factor ** 2`` for each pixel.
 
     Args:
         features (Tensor): ``(batch, channels, height, width)``.
@@ -17,7 +17,7 @@ def carafe_naive_forward(
             scale_factor)``.
         output (Tensor): Receives the sums, ``(batch, channels, height * scale_factor, width * scale_factor)``.
         kernel_size (int): Side of a window, odd.
-        group_size (int): Groups of channels, each with weights of its own.
+        group_size (int): Number of groups of channels with separate weights.
         scale_factor (int): At least 1.
     """
     output.copy_(_upsample(wide(features), wide(masks, features), kernel_size, group_size, scale_factor))
@@ -26,7 +26,7 @@ def carafe_naive_forward(
 def carafe_naive_backward(
     grad_output: Tensor, features: Tensor, masks: Tensor, grad_features: Tensor, grad_masks: Tensor, kernel_size: int,
     group_size: int, scale_factor: int) -> None:
-    """As :func:`carafe_naive_forward`; ``grad_features`` and ``grad_masks`` receive the gradients."""
+    """Write the gradients of :func:`carafe_naive_forward` into ``grad_features`` and ``grad_masks``."""
     grads = gradients(
         lambda *inputs: _upsample(*inputs, kernel_size, group_size, scale_factor),
         (wide(features), wide(masks, features)), wide(grad_output, features))
@@ -37,7 +37,7 @@ def carafe_naive_backward(
 def carafe_forward(
     features: Tensor, masks: Tensor, rfeatures: Tensor, routput: Tensor, rmasks: Tensor, output: Tensor,
     kernel_size: int, group_size: int, scale_factor: int) -> None:
-    """As :func:`carafe_naive_forward`; of the buffers, ``rfeatures`` takes the features to the backward pass."""
+    """Upsample as :func:`carafe_naive_forward`; ``rfeatures`` keeps the features, other buffers are not used."""
     rfeatures.copy_(features)
     carafe_naive_forward(features, masks, output, kernel_size, group_size, scale_factor)
 
@@ -46,7 +46,7 @@ def carafe_backward(
     grad_output: Tensor, rfeatures: Tensor, masks: Tensor, rgrad_output: Tensor, rgrad_input_hs: Tensor,
     rgrad_input: Tensor, rgrad_masks: Tensor, grad_input: Tensor, grad_masks: Tensor, kernel_size: int,
     group_size: int, scale_factor: int) -> None:
-    """As :func:`carafe_naive_backward`; buffers whose names begin with ``rgrad`` are not used."""
+    """Write the gradients of :func:`carafe_forward`; buffers with names in ``rgrad*`` are not used."""
     carafe_naive_backward(
         grad_output, rfeatures, masks, grad_input, grad_masks, kernel_size, group_size, scale_factor)
 

@@ -1,4 +1,4 @@
-"""What the operators share: the type they compute in, and gradients by computing again."""
+"""Helpers of the operators: the type of computation, and gradients by recomputation."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def wide(x: Tensor, *others: Tensor) -> Tensor:
-    """A tensor in the type that operators compute in: that of all the tensors, at least float32."""
+    """Return ``x`` in the type of computation: the common type of all tensors, at least float32."""
     return x.to(functools.reduce(torch.promote_types, (y.dtype for y in (x, *others)), torch.float32))
 
 
 def as_operator(function: Callable) -> Callable:
-    """Run a function as a compiled operator runs: without autograd, which mmcv does itself, and without autocast."""
+    """Make a function run like a compiled operator: without autograd, which mmcv adds itself, and autocast."""
     @functools.wraps(function)
     def run(*args, **kwargs):
         device = next(x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
@@ -24,15 +24,15 @@ def as_operator(function: Callable) -> Callable:
 
 
 def gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], upstream: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of a function's inputs, by computing it again.
+    """Recompute a function and return the gradients of its inputs.
 
     Args:
-        function (Callable): Takes the inputs.
-        inputs (Sequence[Tensor]): Of a floating type.
-        upstream (Tensor): Gradient of the result, in the result's shape.
+        function (Callable): The function of the inputs.
+        inputs (Sequence[Tensor]): Tensors of a floating type.
+        upstream (Tensor): Gradient of the result.
 
     Returns:
-        tuple[Tensor, ...]: One of each input's shape.
+        tuple[Tensor, ...]: The gradient of each input.
     """
     leaves = [x.detach().requires_grad_() for x in inputs]
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Deformable convolution, without (arXiv 1703.06211) and with (arXiv 1811.11168) a mask."""
+"""Deformable convolution without (arXiv 1703.06211) and with (arXiv 1811.11168) modulation."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ def deform_conv_forward(
     input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor, kW: int, kH: int,
     dW: int, dH: int, padW: int, padH: int, dilationW: int, dilationH: int, group: int, deformable_group: int,
     im2col_step: int) -> None:
-    """Convolution whose kernel's points are moved by offsets.
+    """Convolve with a kernel whose sampling points are shifted by offsets.
 
     Args:
         input (Tensor): ``(batch, channels, height, width)``.
@@ -23,19 +23,19 @@ def deform_conv_forward(
         columns (Tensor): Not used.
         ones (Tensor): Not used.
         kW (int): Width of the kernel.
-        kH (int): Its height.
-        dW (int): Stride from left to right.
-        dH (int): Stride from top to bottom.
-        padW (int): Zeros on the left and on the right.
-        padH (int): Zeros above and below.
-        dilationW (int): Pixels from one column of the kernel to the next.
-        dilationH (int): Pixels from one row to the next.
-        group (int): Groups of channels, each convolved by itself.
-        deformable_group (int): Groups of channels, each with offsets of its own.
+        kH (int): Height of the kernel.
+        dW (int): Horizontal stride.
+        dH (int): Vertical stride.
+        padW (int): Columns of zeros on the left and on the right.
+        padH (int): Rows of zeros above and below.
+        dilationW (int): Horizontal dilation.
+        dilationH (int): Vertical dilation.
+        group (int): Number of groups of the convolution.
+        deformable_group (int): Number of groups of channels with separate offsets.
         im2col_step (int): Not used.
 
     Raises:
-        ValueError: If the numbers of channels or the size of the kernel do not fit.
+        ValueError: If numbers of channels or kernel sizes do not match.
     """
     convolve = _convolution(
         input, offset, weight, (kH, kW), (dH, dW), (padH, padW), (dilationH, dilationW), group, deformable_group)
@@ -46,7 +46,7 @@ def deform_conv_backward_input(
     input: Tensor, offset: Tensor, grad_output: Tensor, grad_input: Tensor, grad_offset: Tensor, weight: Tensor,
     columns: Tensor, kW: int, kH: int, dW: int, dH: int, padW: int, padH: int, dilationW: int, dilationH: int,
     group: int, deformable_group: int, im2col_step: int) -> None:
-    """As :func:`deform_conv_forward`; ``grad_input`` and ``grad_offset`` receive the gradients."""
+    """Write the gradients of :func:`deform_conv_forward` into ``grad_input`` and ``grad_offset``."""
     convolve = _convolution(
         input, offset, weight, (kH, kW), (dH, dW), (padH, padW), (dilationH, dilationW), group, deformable_group)
     grads = gradients(
@@ -59,7 +59,7 @@ def deform_conv_backward_parameters(
     input: Tensor, offset: Tensor, grad_output: Tensor, grad_weight: Tensor, columns: Tensor, ones: Tensor, kW: int,
     kH: int, dW: int, dH: int, padW: int, padH: int, dilationW: int, dilationH: int, group: int,
     deformable_group: int, scale: float, im2col_step: int) -> None:
-    """As :func:`deform_conv_forward`; ``grad_weight`` receives ``scale`` times the gradient."""
+    """Write ``scale`` times the gradient of :func:`deform_conv_forward` into ``grad_weight``."""
     convolve = _convolution(
         input, offset, grad_weight, (kH, kW), (dH, dW), (padH, padW), (dilationH, dilationW), group, deformable_group)
     grad, = gradients(
@@ -71,9 +71,9 @@ def modulated_deform_conv_forward(
     input: Tensor, weight: Tensor, bias: Tensor, ones: Tensor, offset: Tensor, mask: Tensor, output: Tensor,
     columns: Tensor, kernel_h: int, kernel_w: int, stride_h: int, stride_w: int, pad_h: int, pad_w: int,
     dilation_h: int, dilation_w: int, group: int, deformable_group: int, with_bias: bool) -> None:
-    """As :func:`deform_conv_forward`, with a factor for each sample and, if ``with_bias``, a bias ``(out_channels,)``.
+    """Convolve as :func:`deform_conv_forward`, with a factor for each sample and, if ``with_bias``, a bias.
 
-    The factors, ``mask``, are ``(batch, deformable_group * kernel_h * kernel_w, out_height, out_width)``.
+    ``mask`` has the factors, ``(batch, deformable_group * kernel_h * kernel_w, out_height, out_width)``.
     """
     convolve = _convolution(
         input, offset, weight, (kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w),
@@ -87,7 +87,7 @@ def modulated_deform_conv_backward(
     grad_input: Tensor, grad_weight: Tensor, grad_bias: Tensor, grad_offset: Tensor, grad_mask: Tensor,
     grad_output: Tensor, kernel_h: int, kernel_w: int, stride_h: int, stride_w: int, pad_h: int, pad_w: int,
     dilation_h: int, dilation_w: int, group: int, deformable_group: int, with_bias: bool) -> None:
-    """As :func:`modulated_deform_conv_forward`; the tensors ``grad_*`` of its inputs receive the gradients."""
+    """Write the gradients of :func:`modulated_deform_conv_forward` into the tensors ``grad_*`` of its inputs."""
     convolve = _convolution(
         input, offset, weight, (kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w),
         group, deformable_group)
@@ -101,9 +101,9 @@ def modulated_deform_conv_backward(
 def _convolution(
     input: Tensor, offset: Tensor, weight: Tensor, kernel: tuple[int, int], stride: tuple[int, int],
     padding: tuple[int, int], dilation: tuple[int, int], group: int, deformable_group: int) -> Callable[..., Tensor]:
-    """A function of (input, offset, weight, mask, bias), whose groups torchvision guesses from their shapes."""
+    """Check the groups, which torchvision infers from shapes; return a function of (input, offset, weight, ...)."""
     if weight.shape[2:] != kernel:
-        raise ValueError(f'the weight is {tuple(weight.shape)}, but the kernel {kernel[0]}x{kernel[1]}')
+        raise ValueError(f'the weight is {tuple(weight.shape)}, but the kernel is {kernel[0]}x{kernel[1]}')
     if input.shape[1] != group * weight.shape[1]:
         raise ValueError(f'the input has {input.shape[1]} channels, not {group} groups of {weight.shape[1]}')
     if offset.shape[1] != 2 * deformable_group * kernel[0] * kernel[1]:

@@ -1,4 +1,4 @@
-"""Deformable attention (arXiv 2010.04159) in PyTorch, and the choice between it and mmcv's compiled operator."""
+"""Deformable attention (arXiv 2010.04159) in PyTorch, and the choice between this and mmcv's compiled operator."""
 
 import functools
 from collections.abc import Callable
@@ -14,15 +14,15 @@ from mmcv_ops.common import wide
 
 @functools.cache
 def choose_kernel(device_type: str) -> Callable[..., Tensor]:
-    """The kernel for a type of device: mmcv's compiled one if there is one. The choice is logged once in a process.
+    """Choose the kernel for a device type, mmcv's compiled one if it exists, and log the choice once per process.
 
     Args:
-        device_type (str): 'cuda', 'cpu' ...; mmcv has a compiled operator for CUDA only, if it was built with CUDA.
+        device_type (str): 'cuda', 'cpu' ...; mmcv has a compiled operator only for CUDA, if it was built with CUDA.
 
     Returns:
-        Callable: Takes the arguments of mmcv's ``MultiScaleDeformableAttnFunction.apply``.
+        Callable: The kernel, with the arguments of mmcv's ``MultiScaleDeformableAttnFunction.apply``.
     """
-    from mmcv.ops import get_compiling_cuda_version  # which imports this package
+    from mmcv.ops import get_compiling_cuda_version  # imports this package
     from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
     compiled = device_type == 'cuda' and get_compiling_cuda_version() != 'not available'
@@ -33,13 +33,13 @@ def choose_kernel(device_type: str) -> Callable[..., Tensor]:
 
 
 def _in_pytorch(value, spatial_shapes, level_start_index, locations, weights, im2col_step) -> Tensor:
-    if torch.onnx.is_in_onnx_export():  # whose tracer follows neither loops over images nor an autograd.Function
+    if torch.onnx.is_in_onnx_export():  # tracing supports neither loops over images nor an autograd.Function
         return _in_onnx_operators(value, spatial_shapes, locations, weights)
     return deformable_attention(value, spatial_shapes.tolist(), locations, weights)
 
 
 def _in_onnx_operators(value: Tensor, spatial_shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-    """As :func:`deformable_attention`, in operators of ONNX, without reading the batch size, which would be fixed."""
+    """Compute :func:`deformable_attention` with ONNX operators, without the batch size, which would be constant."""
     maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([height * width for height, width in spatial_shapes], dim=-1)
     grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)
     weights = weights.transpose(1, 2).flatten(0, 1)[:, None]
@@ -53,17 +53,16 @@ def _in_onnx_operators(value: Tensor, spatial_shapes: Tensor, locations: Tensor,
 
 def deformable_attention(
     value: Tensor, spatial_shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    """Sample maps at points and sum the samples up with weights, in PyTorch.
+    """Sample maps at points and return weighted sums of the samples, in PyTorch.
 
-    The same numbers as mmcv's ``multi_scale_deformable_attn_pytorch``, in half to two thirds of the time on a CPU, and
-    without keeping the samples, ``levels * points`` times as large as the result, for the backward pass: that takes
-    them again.
+    The results are those of mmcv's ``multi_scale_deformable_attn_pytorch``, in half to two thirds of the time on a CPU.
+    The samples, ``levels * points`` times as large as the result, are not kept: the backward pass samples again.
 
     Args:
-        value (Tensor): The maps of all levels, flattened, one after the other: ``(batch, tokens, heads, channels)``.
+        value (Tensor): Flattened maps of all levels, ``(batch, tokens, heads, channels)``.
         spatial_shapes (list[tuple[int, int]]): (height, width) of each level's map, in tokens.
-        locations (Tensor): Points (x, y) as shares of the map, ``(batch, queries, heads, levels, points, 2)``; a
-            token's middle is half a token from its border, and beyond the map there are zeros.
+        locations (Tensor): Points (x, y) normalized to the map, ``(batch, queries, heads, levels, points, 2)``; the
+            centre of the first token is half a token from the border, and the map is padded with zeros.
         weights (Tensor): ``(batch, queries, heads, levels, points)``.
 
     Returns:
@@ -88,7 +87,7 @@ class _DeformableAttention(torch.autograd.Function):
 def ms_deform_attn_forward(
     value: Tensor, spatial_shapes: Tensor, level_start_index: Tensor, sampling_locations: Tensor,
     attention_weights: Tensor, im2col_step: int) -> Tensor:
-    """As :func:`deformable_attention`, with tensors of int64 for shapes and starts; ``im2col_step`` is not used."""
+    """Compute :func:`deformable_attention`; shapes are an int64 tensor, and ``im2col_step`` is not used."""
     inputs = wide(value), wide(sampling_locations, value), wide(attention_weights, value)
     return _forward(*inputs, spatial_shapes.tolist()).to(value.dtype)
 
@@ -97,14 +96,14 @@ def ms_deform_attn_backward(
     value: Tensor, spatial_shapes: Tensor, level_start_index: Tensor, sampling_locations: Tensor,
     attention_weights: Tensor, grad_output: Tensor, grad_value: Tensor, grad_sampling_loc: Tensor,
     grad_attn_weight: Tensor, im2col_step: int) -> None:
-    """As :func:`ms_deform_attn_forward`; ``grad_value`` and the two after it receive the gradients."""
+    """Write the gradients of :func:`ms_deform_attn_forward` into ``grad_value`` and the two tensors after it."""
     inputs = wide(value), wide(sampling_locations, value), wide(attention_weights, value)
     grads = _backward(wide(grad_output), *inputs, spatial_shapes.tolist())
     for target, grad in zip((grad_value, grad_sampling_loc, grad_attn_weight), grads, strict=True):
         target.copy_(grad)
 
 
-# The two passes in PyTorch. One for a kind of device would be chosen by `value.device.type` in their first lines.
+# The two passes in PyTorch. A kernel for a device type would be chosen in their first lines.
 
 
 def _forward(value: Tensor, locations: Tensor, weights: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
@@ -141,11 +140,11 @@ def _backward(
 
 
 def _levels(value: Tensor, locations: Tensor, weights: Tensor, shapes: list[tuple[int, int]]):
-    """For each level of an image its maps (heads, channels, height, width), and where and how much to sample.
+    """Yield the maps (heads, channels, height, width) of each level of an image, its sampling grid and its weights.
 
-    That is a grid (heads, points, queries, 2) and weights (heads, 1, points, queries): queries come last, so that sums
-    over points run along them. The samples of one image and level at a time are in memory, and an image's maps are
-    views of its tokens; those of a whole batch would be copies.
+    The grid is (heads, points, queries, 2), the weights are (heads, 1, points, queries): with queries last, sums over
+    points are vectorized over them. Only the samples of one image and level are in memory at a time. The maps of an
+    image are views of its tokens; those of a whole batch would be copies.
     """
     values = value.permute(1, 2, 0).split([height * width for height, width in shapes], dim=-1)
     maps = [x.unflatten(-1, tuple(shape)) for x, shape in zip(values, shapes, strict=True)]

@@ -1,4 +1,4 @@
-"""Focal loss (arXiv 1708.02002) of logits and of softmax scores, and its gradient."""
+"""Focal loss (arXiv 1708.02002) of logits and of softmax scores, and its gradients."""
 
 import torch
 import torch.nn.functional as F
@@ -11,21 +11,21 @@ TINY = torch.finfo(torch.float32).tiny
 
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float) -> None:
-    """Loss of every class of every row.
+    """Compute the loss of each class of each row.
 
-    Where the compiled operator takes the logarithm of a rounded probability, and so jumps from 17 to 87 in float32
-    where a score is sure and wrong, this one takes it of the logit.
+    It is computed from the logit. The compiled operator uses the logarithm of a rounded probability, and jumps from 17
+    to 87 in float32 for confident wrong scores.
 
     Args:
         input (Tensor): Logits, ``(rows, classes)``.
-        target (Tensor): int64, ``(rows,)``: a class; any other number up to ``classes`` is background.
-        weight (Tensor): Weight of a row by its target, ``(classes,)``; background weighs 1. Empty: no weights.
+        target (Tensor): Class of each row, int64 ``(rows,)``; other numbers up to ``classes`` are background.
+        weight (Tensor): Weight of a row by its target, ``(classes,)``, 1 for background. Empty: no weights.
         output (Tensor): Receives the losses, ``(rows, classes)``.
-        gamma (float): Exponent of the focus, at least 0.
-        alpha (float): Weight of the target class; that of the other classes is ``1 - alpha``.
+        gamma (float): Focusing parameter, at least 0.
+        alpha (float): Weight of the target class; other classes have ``1 - alpha``.
 
     Raises:
-        ValueError: If a target is larger than the number of classes, on a CPU; elsewhere that is background.
+        ValueError: If a target is larger than the number of classes, on a CPU; on other devices it is background.
     """
     logits, _, factor = _towards_target(input, target, weight, alpha)
     output.copy_(-factor * torch.sigmoid(-logits).pow(gamma) * F.logsigmoid(logits))
@@ -33,7 +33,7 @@ def sigmoid_focal_loss_forward(
 
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float) -> None:
-    """As :func:`sigmoid_focal_loss_forward`; ``grad_input`` receives each loss's derivative by its logit."""
+    """Write the derivative of each loss of :func:`sigmoid_focal_loss_forward` by its logit into ``grad_input``."""
     logits, sign, factor = _towards_target(input, target, weight, alpha)
     wrong = torch.sigmoid(-logits)
     grad = wrong - gamma * torch.sigmoid(logits) * F.logsigmoid(logits)
@@ -41,7 +41,7 @@ def sigmoid_focal_loss_backward(
 
 
 def _towards_target(input: Tensor, target: Tensor, weight: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of the right answer, 'this class' or 'not this class', their sign and the factor of their loss."""
+    """Return logits of the right answer (this class, or not this class), their sign and the factor of their loss."""
     classes = input.shape[1]
     _check_targets(target, classes)
     right = target[:, None] == torch.arange(classes, device=target.device)
@@ -56,19 +56,19 @@ def _towards_target(input: Tensor, target: Tensor, weight: Tensor, alpha: float)
 
 def softmax_focal_loss_forward(
     softmax: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float) -> None:
-    """Loss of every row.
+    """Compute the loss of each row.
 
     Args:
         softmax (Tensor): Scores, ``(rows, classes)``.
-        target (Tensor): int64, ``(rows,)``: a class; a row of a negative one has no loss.
+        target (Tensor): Class of each row, int64 ``(rows,)``; rows with negative targets have no loss.
         weight (Tensor): Weight of a row by its target, ``(classes,)``. Empty: no weights.
         output (Tensor): Receives the losses, ``(rows,)``.
-        gamma (float): Exponent of the focus, at least 0.
-        alpha (float): Factor of all.
+        gamma (float): Focusing parameter, at least 0.
+        alpha (float): Factor of all losses.
 
     Raises:
-        ValueError: If a target is not less than the number of classes, on a CPU: the compiled one would read the next
-            row. On a GPU PyTorch's own assertion stops the process.
+        ValueError: If a target is not less than the number of classes, on a CPU; the compiled operator would read the
+            next row. On a GPU an assertion of PyTorch stops the process.
     """
     score, _, factor = _score_of_target(softmax, target, weight)
     output.copy_(-alpha * factor * (1 - score).pow(gamma) * score.clamp(min=TINY).log())
@@ -77,13 +77,13 @@ def softmax_focal_loss_forward(
 def softmax_focal_loss_backward(
     softmax: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor, gamma: float, alpha: float,
 ) -> None:
-    """As :func:`softmax_focal_loss_forward`.
+    """Write the gradients of :func:`softmax_focal_loss_forward`.
 
     ``buff`` (rows,) receives the derivative by the logarithm of the target's score, ``grad_input`` (rows, classes)
-    that by the logits.
+    the derivative by the logits.
     """
     score, index, factor = _score_of_target(softmax, target, weight)
-    wrong = (1 - score).clamp(min=TINY)  # its power may be negative
+    wrong = (1 - score).clamp(min=TINY)  # the exponent may be negative
     grad = gamma * wrong.pow(gamma - 1) * score * score.clamp(min=TINY).log() - wrong.pow(gamma)
     grad = alpha * factor * grad
     buff.copy_(grad)
@@ -101,6 +101,6 @@ def _score_of_target(softmax: Tensor, target: Tensor, weight: Tensor) -> tuple[T
 
 
 def _check_targets(target: Tensor, largest: int) -> None:
-    # not on a GPU: it would be waited for in every loss
+    # not on a GPU, where every loss would wait for the device
     if target.device.type == 'cpu' and target.numel() and target.max() > largest:
-        raise ValueError(f'a target is {int(target.max())}, but {largest} is the largest that there is')
+        raise ValueError(f'a target is {int(target.max())}, but the largest class is {largest}')

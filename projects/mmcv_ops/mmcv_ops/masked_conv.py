@@ -1,4 +1,4 @@
-"""Convolution at chosen places of a map: its windows become columns, and the results go back to their places."""
+"""Convolution at selected places of a map: windows to columns, and columns back to places."""
 
 import torch
 import torch.nn.functional as F
@@ -8,12 +8,12 @@ from torch import Tensor
 def masked_im2col_forward(
     features: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor, data_col: Tensor, kernel_h: int, kernel_w: int,
     pad_h: int, pad_w: int) -> None:
-    """Take windows out of one image's map, with zeros beyond its borders.
+    """Copy windows of one image's map, padded with zeros, to columns.
 
     Args:
         features (Tensor): ``(1, channels, height, width)``.
-        mask_h_idx (Tensor): Rows where windows begin, in the padded map: int64, ``(places,)``.
-        mask_w_idx (Tensor): Columns likewise.
+        mask_h_idx (Tensor): First row of each window in the padded map, int64 ``(places,)``.
+        mask_w_idx (Tensor): First column of each window, int64 ``(places,)``.
         data_col (Tensor): Receives the windows, ``(channels * kernel_h * kernel_w, places)``.
         kernel_h (int): Height of a window.
         kernel_w (int): Width of a window.
@@ -28,20 +28,20 @@ def masked_im2col_forward(
 
 def masked_col2im_forward(
     col: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor, im: Tensor, height: int, width: int, channels: int) -> None:
-    """Write columns to their places of a map.
+    """Write columns to their places in a map.
 
     Args:
         col (Tensor): ``(channels, places)``.
-        mask_h_idx (Tensor): Rows, in 0 .. height - 1: int64, ``(places,)``.
-        mask_w_idx (Tensor): Columns, in 0 .. width - 1: int64, ``(places,)``.
-        im (Tensor): Receives them, ``(1, channels, height, width)``.
+        mask_h_idx (Tensor): Rows in 0..height - 1, int64 ``(places,)``.
+        mask_w_idx (Tensor): Columns in 0..width - 1, int64 ``(places,)``.
+        im (Tensor): Receives the columns, ``(1, channels, height, width)``.
         height (int): Rows of the map.
         width (int): Columns of the map.
         channels (int): Channels of the map.
 
     Raises:
-        ValueError: If a place is beyond the map: the compiled one would write somewhere else.
+        ValueError: If a place is outside the map; the compiled operator would write out of bounds.
     """
     if mask_h_idx.numel() and bool((mask_h_idx.max() >= height) | (mask_w_idx.max() >= width)):
-        raise ValueError(f'a place of the mask is beyond the result of {height}x{width}')
+        raise ValueError(f'a place of the mask is outside the map of {height}x{width}')
     im[0, :, mask_h_idx, mask_w_idx] = col

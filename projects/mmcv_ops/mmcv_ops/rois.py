@@ -8,27 +8,27 @@ from torch import Tensor
 
 from mmcv_ops.common import gradients, wide
 
-OUTSIDE = -2.0  # where an empty bin's maximum lies: a place that takes no gradient
+OUTSIDE = -2.0  # the place of an empty bin's maximum, which gets no gradient
 
 
 def roi_align_forward(
     input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor, aligned_height: int,
     aligned_width: int, spatial_scale: float, sampling_ratio: int, pool_mode: int, aligned: bool) -> None:
-    """Means or maxima of samples that are taken between pixels (arXiv 1703.06870).
+    """Pool means or maxima of bilinear samples (RoIAlign, arXiv 1703.06870).
 
     Args:
         input (Tensor): ``(batch, channels, height, width)``.
         rois (Tensor): Index of the image and corners in pixels of the image, ``(rois, 5)``.
         output (Tensor): Receives the pooled maps, ``(rois, channels, aligned_height, aligned_width)``; an empty bin
             is 0.
-        argmax_y (Tensor): For maxima, receives where they lie in the map, in the output's shape; else empty.
-        argmax_x (Tensor): Likewise.
-        aligned_height (int): Bins from top to bottom.
-        aligned_width (int): Bins from left to right.
-        spatial_scale (float): Pixels of the map in one of the image.
-        sampling_ratio (int): Samples of a bin in each direction; 0 for one in each pixel that it begins.
+        argmax_y (Tensor): Receives the row of each maximum in the map, in the shape of ``output``; empty for means.
+        argmax_x (Tensor): Receives the columns, likewise.
+        aligned_height (int): Number of bins from top to bottom.
+        aligned_width (int): Number of bins from left to right.
+        spatial_scale (float): Size of the map divided by the size of the image.
+        sampling_ratio (int): Samples of a bin in each direction; 0 for the size of the bin in pixels, rounded up.
         pool_mode (int): 0 for maxima, 1 for means.
-        aligned (bool): Whether the middle of the first pixel is 0.5 instead of 0, and regions may be small.
+        aligned (bool): Whether the centre of the first pixel is 0.5 instead of 0, and regions may be small.
 
     Raises:
         ValueError: If the shapes of output, input and rois do not fit.
@@ -54,12 +54,12 @@ def roi_align_forward(
 def roi_align_backward(
     grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, grad_input: Tensor, aligned_height: int,
     aligned_width: int, spatial_scale: float, sampling_ratio: int, pool_mode: int, aligned: bool) -> None:
-    """As :func:`roi_align_forward`; ``grad_input`` receives the gradient."""
+    """Write the gradient of :func:`roi_align_forward` into ``grad_input``."""
     _check_shapes(grad_output, rois, grad_input, (aligned_height, aligned_width))
     upstream = wide(grad_output)
     rois = rois.to(upstream)
 
-    def pool(maps: Tensor) -> Tensor:  # linear, as the places of maxima are known: any maps will do
+    def pool(maps: Tensor) -> Tensor:  # linear once the places of maxima are known: any maps will do
         if pool_mode == 0:
             return _sample(maps, rois[:, 0], argmax_y.to(maps), argmax_x.to(maps))
         return torchvision.ops.roi_align(
@@ -69,10 +69,10 @@ def roi_align_backward(
 
 
 def _places(start: Tensor, size: Tensor, bins: int, sampling_ratio: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Along one axis, the first samples of all bins, then the second ones ...
+    """Yield the first samples of all bins along one axis, then the second ones ...
 
     Yields:
-        tuple[Tensor, Tensor]: Where they are, (rois, 1, bins), and whether a region has so many, (rois, 1, 1, 1).
+        tuple[Tensor, Tensor]: Coordinates, (rois, 1, bins), and whether a region has this sample, (rois, 1, 1, 1).
     """
     step = size / bins
     number = torch.full_like(step, sampling_ratio) if sampling_ratio > 0 else step.ceil()
@@ -83,13 +83,13 @@ def _places(start: Tensor, size: Tensor, bins: int, sampling_ratio: int) -> Iter
 
 
 def _sample(maps: Tensor, image: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Values between pixels; up to one pixel beyond the border those of the border, then 0.
+    """Interpolate bilinearly; up to one pixel beyond the border, values are those of the border, then 0.
 
     Args:
         maps (Tensor): ``(batch, channels, height, width)``.
         image (Tensor): Index of the image, ``(rois,)``.
-        y (Tensor): Rows, a pixel's middle being a whole number; with ``x`` it broadcasts to the result's shape.
-        x (Tensor): Columns likewise.
+        y (Tensor): Rows, integers at the centres of pixels; broadcast with ``x`` to the shape of the result.
+        x (Tensor): Columns, likewise.
 
     Returns:
         Tensor: ``(rois, channels, bins, bins)``.
@@ -108,7 +108,7 @@ def _sample(maps: Tensor, image: Tensor, y: Tensor, x: Tensor) -> Tensor:
 
 
 def _maxima(maps: Tensor, output: Tensor, samples: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor]:
-    """The first of the largest samples (value, whether it counts, y, x) of each bin: its value, y and x."""
+    """Return value, y and x of the first maximum of each bin; samples are (value, whether it counts, y, x)."""
     best = torch.full_like(output, -torch.inf, dtype=maps.dtype)
     best_y, best_x = torch.full_like(best, OUTSIDE), torch.full_like(best, OUTSIDE)
     for value, valid, y, x in samples:
@@ -121,7 +121,7 @@ def _maxima(maps: Tensor, output: Tensor, samples: Iterable[tuple[Tensor, ...]])
 def roi_pool_forward(
     input: Tensor, rois: Tensor, output: Tensor, argmax: Tensor, pooled_height: int, pooled_width: int,
     spatial_scale: float) -> None:
-    """Maxima of the pixels that a bin touches (arXiv 1504.08083); torchvision's would round the region first.
+    """Pool maxima of the pixels that a bin touches (arXiv 1504.08083); torchvision rounds the region first.
 
     Args:
         input (Tensor): ``(batch, channels, height, width)``.
@@ -129,10 +129,10 @@ def roi_pool_forward(
         output (Tensor): Receives the pooled maps, ``(rois, channels, pooled_height, pooled_width)``; an empty bin
             is 0.
         argmax (Tensor): Receives the index of each maximum in its flattened map, -1 for an empty bin: int32, in the
-            output's shape.
-        pooled_height (int): Bins from top to bottom.
-        pooled_width (int): Bins from left to right.
-        spatial_scale (float): Pixels of the map in one of the image.
+            shape of ``output``.
+        pooled_height (int): Number of bins from top to bottom.
+        pooled_width (int): Number of bins from left to right.
+        spatial_scale (float): Size of the map divided by the size of the image.
 
     Raises:
         ValueError: If the shapes of output, input and rois do not fit.
@@ -162,7 +162,7 @@ def roi_pool_forward(
 
 
 def _bins(start: Tensor, stop: Tensor, bins: int, size: int, empty: Tensor) -> tuple[Tensor, Tensor]:
-    """First pixel of each bin along one axis, and the one after its last: int64, ``(rois, bins)``."""
+    """Return the first and the end pixel (exclusive) of each bin along one axis, int64 ``(rois, bins)``."""
     edges = torch.arange(bins + 1, device=start.device) * ((stop - start) / bins)[:, None] + start[:, None]
     low, high = edges[:, :-1].floor().clamp(0, size).long(), edges[:, 1:].ceil().clamp(0, size).long()
     return low, torch.where(empty[:, None], low, high)
@@ -171,7 +171,7 @@ def _bins(start: Tensor, stop: Tensor, bins: int, size: int, empty: Tensor) -> t
 def roi_pool_backward(
     grad_output: Tensor, rois: Tensor, argmax: Tensor, grad_input: Tensor, pooled_height: int, pooled_width: int,
     spatial_scale: float) -> None:
-    """As :func:`roi_pool_forward`; ``grad_input`` receives the gradient."""
+    """Write the gradient of :func:`roi_pool_forward` into ``grad_input``."""
     _check_shapes(grad_output, rois, grad_input, (pooled_height, pooled_width))
     grad = torch.zeros_like(grad_input.flatten(2), dtype=wide(grad_output).dtype)
     image = rois[:, 0].long()[:, None, None, None]

@@ -1,22 +1,22 @@
-"""Overlaps of rotated boxes (cx, cy, width, height, angle in radians, clockwise in an image)."""
+"""Overlaps and NMS of rotated boxes (cx, cy, width, height, angle in radians, clockwise in an image)."""
 
 import torch
 from torch import Tensor
 
 from mmcv_ops.common import wide
 
-PAIRS = 1 << 16  # a pair takes about 2 kB
+PAIRS = 1 << 16  # in a block; a pair takes about 2 kB
 
 
 def box_iou_rotated(boxes1: Tensor, boxes2: Tensor, ious: Tensor, mode_flag: int, aligned: bool) -> None:
-    """Overlaps of pairs of rotated boxes; 0 where one has no area.
+    """Compute the overlaps of pairs of rotated boxes; 0 if one is empty.
 
     Args:
         boxes1 (Tensor): ``(m, 5)``.
         boxes2 (Tensor): ``(n, 5)``.
         ious (Tensor): Receives the overlaps, row by row: ``(m * n,)``, or ``(m,)`` if aligned.
-        mode_flag (int): What intersections are divided by: 0 for the union, 1 for the area of the first box.
-        aligned (bool): Whether only boxes at the same place are a pair; then ``m == n``.
+        mode_flag (int): 0 divides intersections by the union, 1 by the area of the first box.
+        aligned (bool): Whether to pair boxes of the same index only; then ``m == n``.
     """
     first, second = wide(boxes1, boxes2), wide(boxes2, boxes1)
     if aligned:
@@ -29,21 +29,21 @@ def box_iou_rotated(boxes1: Tensor, boxes2: Tensor, ious: Tensor, mode_flag: int
 def nms_rotated(
     dets: Tensor, scores: Tensor, order: Tensor, dets_sorted: Tensor, labels: Tensor, iou_threshold: float,
     multi_label: bool) -> Tensor:
-    """Drop rotated boxes that overlap one of a higher score by more than a threshold.
+    """Suppress rotated boxes that overlap a box with a higher score by more than a threshold.
 
-    As in the compiled operators, labels are not looked at: boxes of different ones suppress each other.
+    As in the compiled operators, boxes of different labels suppress each other.
 
     Args:
-        dets (Tensor): ``(n, 5)``; further columns are not looked at.
-        scores (Tensor): Not looked at.
-        order (Tensor): Indices of the boxes by falling scores: int64, ``(n,)``.
-        dets_sorted (Tensor): Not looked at.
-        labels (Tensor): Not looked at.
-        iou_threshold (float): In 0 .. 1.
-        multi_label (bool): Not looked at.
+        dets (Tensor): ``(n, 5)``; further columns are not used.
+        scores (Tensor): Not used.
+        order (Tensor): Indices of the boxes, highest score first: int64, ``(n,)``.
+        dets_sorted (Tensor): Not used.
+        labels (Tensor): Not used.
+        iou_threshold (float): In 0..1.
+        multi_label (bool): Not used.
 
     Returns:
-        Tensor: Indices of the boxes that stay, the highest score first: int64.
+        Tensor: Indices of the remaining boxes, highest score first: int64.
     """
     boxes, kept = wide(dets)[:, :5], []
     while order.numel():
@@ -55,14 +55,14 @@ def nms_rotated(
 
 def _overlaps(boxes1: Tensor, boxes2: Tensor, of_first: bool) -> Tensor:
     boxes1, boxes2 = torch.broadcast_tensors(boxes1, boxes2)
-    middle = (boxes1[..., :2] + boxes2[..., :2]) / 2  # large coordinates would leave few digits for the corners
+    middle = (boxes1[..., :2] + boxes2[..., :2]) / 2  # large coordinates would cost precision
     inner = _common_area(_corners(boxes1, middle), _corners(boxes2, middle))
     area1, area2 = (x[..., 2] * x[..., 3] for x in (boxes1, boxes2))
     return torch.where((area1 > 1e-14) & (area2 > 1e-14), inner / (area1 if of_first else area1 + area2 - inner), 0)
 
 
 def _corners(boxes: Tensor, origin: Tensor) -> Tensor:
-    """``(..., 4, 2)``, in the order in which cross products of successive sides are positive."""
+    """Return the corners ``(..., 4, 2)``, ordered so that cross products of successive sides are positive."""
     direction = torch.stack([boxes[..., 4].cos(), boxes[..., 4].sin()], dim=-1)
     along = boxes[..., 2, None] / 2 * direction
     across = boxes[..., 3, None] / 2 * torch.stack([-direction[..., 1], direction[..., 0]], dim=-1)
@@ -76,11 +76,11 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _common_area(first: Tensor, second: Tensor) -> Tensor:
-    """Area that two rectangles ``(..., 4, 2)`` share.
+    """Return the area of the intersection of two rectangles ``(..., 4, 2)``.
 
     Its corners are crossings of sides and corners of one inside the other. Corners on a border count as inside, with a
-    tolerance: a point too much moves the area by rounding errors, a missing one by a triangle. Sides that are all but
-    parallel do not cross: where, would be a matter of rounding errors.
+    tolerance: a superfluous point changes the area by rounding errors, a missing one by a triangle. Nearly parallel
+    sides do not cross, because rounding errors would decide where.
     """
     side1, side2 = (x.roll(-1, dims=-2) - x for x in (first, second))
     size = torch.maximum(first.abs().amax((-1, -2)), second.abs().amax((-1, -2)))
@@ -103,6 +103,6 @@ def _common_area(first: Tensor, second: Tensor) -> Tensor:
     angles = torch.where(valid, torch.atan2(points[..., 1], points[..., 0]), torch.inf)
     angles, order = angles.sort(dim=-1)
     points = points.gather(-2, order[..., None].expand_as(points))
-    points = torch.where(angles[..., None].isinf(), points[..., :1, :], points)  # the first again closes the ring
+    points = torch.where(angles[..., None].isinf(), points[..., :1, :], points)  # the first point closes the ring
     area = _cross(points, points.roll(-1, dims=-2)).sum(-1) / 2
     return torch.where(valid.any(-1), area, 0).clamp(min=0)

@@ -1,6 +1,6 @@
-"""A training in which only process 1 meets a broken image; says what each process did (run by test_nonfinite.py).
+"""A training in which only process 1 meets a broken image; prints what each process did.
 
-The two processes are forked from one that has imported everything.
+Run by engine/test_nonfinite.py. The two processes are forked from one that has imported everything.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from torch.distributed.elastic.utils.distributed import get_free_port
 from deit_detr.engine.start.launch import add_run_arguments, load_config
 from deit_detr.engine.watch.nonfinite import NonFiniteHook
 from deit_detr.errors import UserError
-from tests.engine.test_nonfinite import Breaker
+from tests.helpers.interruptions import Breaker
 
 
 def train(rank: int, args: argparse.Namespace, port: int) -> None:

@@ -1,7 +1,7 @@
 """Three trainings in each of two processes: whole, preempted by a signal to the second one, and resumed.
 
-Run by test_resume.py in a folder; ``RANK.json`` has status and losses of each. The processes are forked from one that
-has imported everything.
+Run by engine/test_resume.py in a folder: ``RANK.json`` gets status and losses of each. The processes are forked from
+one that has imported everything.
 """
 
 import json

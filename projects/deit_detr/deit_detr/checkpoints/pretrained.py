@@ -1,18 +1,23 @@
-"""Whether a module's pretrained checkpoint fits, and how much of it really arrived."""
+"""Check that the pretrained checkpoints of a model's parts fit, and how many tensors were loaded."""
 
-from collections import Counter
 from pathlib import Path
 
 import torch
+from mmengine.model import is_model_wrapper
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
+from deit_detr.checkpoints.fit import check_fit
 from deit_detr.checkpoints.safe_loading import find_state_dict, load_checkpoint_file
 from deit_detr.errors import UserError
 
+#: The share of a module's tensors that has to come from its checkpoint. Not 1: the position embedding loses its
+#: class-token slot, and another input size resizes it.
+MIN_LOADED = 0.99
+
 
 def read_pretrained(checkpoint: str) -> dict[str, Tensor]:
-    """Read the state dict behind an ``init_cfg.checkpoint``, with a clear message for each way that this can fail.
+    """Read the state dict behind an ``init_cfg.checkpoint``.
 
     Args:
         checkpoint: Path or address. An address is downloaded into torch's cache, or taken from there.
@@ -21,7 +26,7 @@ def read_pretrained(checkpoint: str) -> dict[str, Tensor]:
         dict[str, Tensor]: Key to tensor.
 
     Raises:
-        UserError: If the file is missing, cannot be downloaded, or is not a sound checkpoint.
+        UserError: If the file is missing, cannot be downloaded, is not a checkpoint, or is damaged.
     """
     if '://' not in checkpoint:
         return find_state_dict(load_checkpoint_file(Path(checkpoint).expanduser()), checkpoint)
@@ -29,7 +34,7 @@ def read_pretrained(checkpoint: str) -> dict[str, Tensor]:
         return find_state_dict(CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu'), checkpoint)
     except UserError:
         raise
-    except Exception as error:  # whatever the backends of mmengine raise for networks, caches and formats
+    except Exception as error:  # mmengine's backends for networks, caches and formats may raise anything
         cached = Path(torch.hub.get_dir()) / 'checkpoints' / checkpoint.rpartition('/')[2]
         if cached.is_file():
             load_checkpoint_file(cached)
@@ -38,57 +43,74 @@ def read_pretrained(checkpoint: str) -> dict[str, Tensor]:
             'elsewhere and name the file in init_cfg.checkpoint or, for the recipes here, in DEIT_CHECKPOINT') from None
 
 
-def check_layout(module: nn.Module, source: dict[str, Tensor], prefix: str | None, min_loaded: float) -> None:
-    """Check, before anything is loaded, that a state dict is for this module.
+def pretrained_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return name and module of each part of a model that has a ``Pretrained`` initializer."""
+    model = model.module if is_model_wrapper(model) else model
+    return {name: module for name, module in model.named_modules()
+            if (getattr(module, 'init_cfg', None) or {}).get('type') == 'Pretrained'}
 
-    Args:
-        module: The module to load into.
-        source: The state dict.
-        prefix: The part of the state dict's keys before the module's own, as in ``init_cfg``.
-        min_loaded: The share of the module's tensors, in 0..1, that has to be there.
+
+def check_pretrained(model: nn.Module) -> None:
+    """Read the pretrained checkpoints of a model's parts and check that they fit, without loading them.
 
     Raises:
-        UserError: If less is there. The message says why: another prefix, the layout of timm, another architecture.
+        UserError: If a checkpoint is missing, damaged, unsafe, or of another layout or architecture.
     """
-    own = module.state_dict()
-    prefix = f'{prefix.rstrip(".")}.' if prefix else ''
-    needed = min_loaded * len(own)
-    same_name = [key for key in own if prefix + key in source]
-    same_shape = [key for key in same_name if source[prefix + key].shape == own[key].shape]
-    if len(same_shape) >= needed:
-        return
-    if len(same_name) >= needed:
-        # the position embedding depends on the image size too: it is named last
-        key = min((key for key in same_name if key not in same_shape), key='pos_embed'.__eq__)
-        raise UserError(
-            f'the checkpoint is of another architecture: {prefix}{key} is {tuple(source[prefix + key].shape)} there '
-            f'and {tuple(own[key].shape)} in the model')
-    if any(key.endswith('blocks.0.norm1.weight') for key in source):
-        raise UserError(
-            'the checkpoint is in the layout of timm and DeiT. Convert it with '
-            'tools/model_converters/deit_to_mmpretrain.py')
-    other_prefixes = Counter(
-        key.removesuffix(name) for name in own for key in source if key == name or key.endswith(f'.{name}'))
-    best, found = other_prefixes.most_common(1)[0] if other_prefixes else ('', 0)
-    if found >= needed:
-        raise UserError(f'init_cfg.prefix is {prefix or None!r}; with this checkpoint it has to be {best or None!r}')
-    raise UserError(
-        f'only {len(same_name)} of {len(own)} tensors are in the checkpoint. It has {", ".join(list(source)[:3])}, '
-        f'...; looked for were {", ".join(prefix + key for key in list(own)[:3])}, ...')
+    for name, module in pretrained_modules(model).items():
+        _check_part(name, module, read_pretrained(module.init_cfg['checkpoint']))
 
 
-def count_loaded_tensors(module: nn.Module, source: dict[str, Tensor], prefix: str | None = None) -> tuple[int, int]:
+def _check_part(name: str, module: nn.Module, source: dict[str, Tensor], min_loaded: float = MIN_LOADED) -> None:
+    check_fit(
+        module.state_dict(), source, module.init_cfg['checkpoint'], part=f'model.{name}', prefix=_prefix(module),
+        least=min_loaded, remedy=f'Set model.{name}.init_cfg to a checkpoint of this architecture')
+
+
+def _prefix(module: nn.Module) -> str:
+    """Return what precedes the names of a module's tensors in its checkpoint."""
+    prefix = module.init_cfg.get('prefix')
+    return f'{prefix.rstrip(".")}.' if prefix else ''
+
+
+def compare_loaded(model: nn.Module, min_loaded: float = MIN_LOADED) -> list[str]:
+    """Compare a model right after its initialization with its pretrained checkpoints.
+
+    Args:
+        model: The model.
+        min_loaded: The share of a part's tensors, in 0..1, that has to equal its checkpoint's.
+
+    Returns:
+        list[str]: For each pretrained part how much of it came from where.
+
+    Raises:
+        UserError: If less of a part is equal, because the checkpoint does not fit or something changed the part after
+            loading.
+    """
+    lines = []
+    for name, module in pretrained_modules(model).items():
+        checkpoint = module.init_cfg['checkpoint']
+        source = read_pretrained(checkpoint)
+        equal, total = count_loaded_tensors(module, source, _prefix(module))
+        if equal < min_loaded * total:
+            _check_part(name, module, source, min_loaded)
+            raise UserError(
+                f'{checkpoint}: fits model.{name}, but only {equal} of {total} tensors still equal it after '
+                f'initialization. Something initializes model.{name} again after loading')
+        lines.append(f'{name}: {equal} of {total} tensors pretrained, from {checkpoint}')
+    return lines
+
+
+def count_loaded_tensors(module: nn.Module, source: dict[str, Tensor], prefix: str = '') -> tuple[int, int]:
     """Count the tensors of a module that equal those of its pretrained checkpoint.
 
     Args:
         module: The module right after ``init_weights``.
         source: The state dict, see :func:`read_pretrained`.
-        prefix: The part of the state dict's keys before the module's own, as in ``init_cfg``.
+        prefix: What precedes the module's names in the state dict.
 
     Returns:
         tuple[int, int]: Equal tensors, and all tensors of the module.
     """
-    prefix = f'{prefix.rstrip(".")}.' if prefix else ''
     own = module.state_dict()
     equal = sum(
         prefix + key in source and torch.equal(source[prefix + key].to(tensor), tensor) for key, tensor in own.items())

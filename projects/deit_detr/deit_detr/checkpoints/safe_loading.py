@@ -1,8 +1,9 @@
-"""Reading checkpoints without running code from them, and writing them whole or not at all."""
+"""Read checkpoints without running code from them, and write them whole or not at all."""
 
 import re
 import tarfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -15,18 +16,23 @@ from torch import Tensor, _weights_only_unpickler
 from deit_detr.errors import UserError
 from deit_detr.files import replacing
 
-#: NumPy's types of plain numbers, as pickles name them.
+#: The checkpoint that the next :func:`load_checkpoint_file` may take from memory, after the state of its file.
+_kept: tuple[tuple, dict] | None = None
+#: NumPy's names of plain number types in pickles.
 _NUMBERS = frozenset(('b1', *(f'{kind}{size}' for kind in 'iu' for size in (1, 2, 4, 8)), 'f2', 'f4', 'f8'))
 
 
 def install_safe_loading() -> None:
-    """Let ``torch.load(..., weights_only=True)``, the default since torch 2.6, read mmengine checkpoints.
+    """Let ``torch.load(..., weights_only=True)``, the default since torch 2.6, read mmengine's checkpoints.
 
-    The message hub in them keeps its scalars in ``HistoryBuffer`` objects, which hold NumPy arrays. Under the names
-    of these classes and functions, stand-ins are added to torch's list, which make nothing but arrays and scalars of
-    plain numbers: the state of a real ``numpy.dtype`` can make NumPy take bytes of the file for addresses, and the
-    state of a real ``HistoryBuffer`` replaces the statistics of all others. Two names of torch's own list, with which
-    a small file can ask for any amount of memory, are narrowed as well.
+    Their message hub keeps its scalars in ``HistoryBuffer`` objects, which hold NumPy arrays. This function adds
+    stand-ins for these classes and functions to torch's allow-list. They only create arrays and scalars of plain
+    numbers: the state of a real ``numpy.dtype`` can make NumPy use bytes of the file as addresses, and the state of a
+    real ``HistoryBuffer`` replaces the statistics of all others.
+
+    For the whole process it also removes ``bytearray`` from the list and restricts ``_codecs.encode`` to latin1: a
+    small file could allocate any amount of memory with them. From then on, ``torch.load`` refuses them in other files
+    as well, and mmengine reads all local checkpoints with :func:`load_checkpoint_file`.
     """
     torch.serialization.add_safe_globals([
         (_RestoredBuffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
@@ -45,7 +51,7 @@ def install_safe_loading() -> None:
 
 
 class _PlainDtype:
-    """Stands in for ``numpy.dtype``: a type of plain numbers, in ``dtype``."""
+    """Stand-in for ``numpy.dtype``: a type of plain numbers, in ``dtype``."""
 
     def __init__(self, kind: str, *_) -> None:
         if kind not in _NUMBERS:
@@ -57,7 +63,7 @@ class _PlainDtype:
 
 
 class _Array(np.ndarray):
-    """Stands in for ``numpy.ndarray``, and is one; written to a file again, it is an array like all others."""
+    """Stand-in for ``numpy.ndarray``; saved again, it becomes an ordinary array."""
 
     def __new__(cls, *_) -> '_Array':
         return super().__new__(cls, 0)
@@ -73,7 +79,7 @@ class _Array(np.ndarray):
 
 
 def _empty_array(*_) -> _Array:
-    """Stands in for the function that makes the array whose contents follow."""
+    """Stand in for the function that creates an array before its contents are read."""
     return _Array()
 
 
@@ -83,7 +89,7 @@ def _scalar(dtype: _PlainDtype, data: bytes) -> np.generic:
 
 
 class _RestoredBuffer(HistoryBuffer):
-    """Stands in for ``HistoryBuffer``, and becomes one when its numbers are read."""
+    """Stand-in for ``HistoryBuffer``; becomes one when its numbers are read."""
 
     def __setstate__(self, state: dict) -> None:
         buffers = state['_log_history'], state['_count_history']
@@ -94,24 +100,25 @@ class _RestoredBuffer(HistoryBuffer):
 
 
 def _method_name(owner: type, name: str) -> str:
-    """Stands in for ``getattr``, which names the statistics of a ``HistoryBuffer`` and could reach anything."""
+    """Stand in for ``getattr``, which checkpoints use for the statistics of a ``HistoryBuffer`` only."""
     if owner is not _RestoredBuffer or name not in ('min', 'max', 'mean', 'current'):
         raise UnpicklingError(f'Unsupported global: GLOBAL builtins.getattr for {name!r}')
     return name
 
 
 def _bytes_of_text(text: str, encoding: str) -> bytes:
-    """Stands in for ``_codecs.encode``, by which pickles hold bytes; other encodings make more of them each time."""
+    """Stand in for ``_codecs.encode``, which pickles of bytes use; other encodings would multiply the bytes."""
     if encoding != 'latin1':
         raise UnpicklingError(f'Unsupported global: GLOBAL _codecs.encode as {encoding!r}')
     return text.encode('latin1')
 
 
-def load_checkpoint_file(path: str | Path) -> dict:
-    """Read a local checkpoint onto the CPU; no code of the file is run.
+def load_checkpoint_file(path: str | Path, again: bool = False) -> dict:
+    """Read a local checkpoint onto the CPU without running code from it.
 
     Args:
         path: A ``torch.save`` file, or a ``.safetensors`` file, which gives a flat dict of tensors.
+        again: Keep the content in memory for the next call with the same, unchanged file, which then reads nothing.
 
     Returns:
         dict: What the file holds.
@@ -119,9 +126,49 @@ def load_checkpoint_file(path: str | Path) -> dict:
     Raises:
         UserError: If there is no such file, or it is not a checkpoint, damaged, or holds more than plain data.
     """
+    global _kept
     path = Path(path)
     if not path.is_file():
         raise UserError(f'{path}: no such checkpoint file')
+    status = path.stat()
+    state = path.resolve(), status.st_ino, status.st_size, status.st_mtime_ns
+    if _kept and _kept[0] == state:
+        (_, checkpoint), _kept = _kept, None
+    else:
+        checkpoint = _read_checkpoint(path)
+    if again:
+        _kept = state, checkpoint
+    return checkpoint
+
+
+def forget_checkpoint() -> None:
+    """Free a checkpoint that ``load_checkpoint_file(..., again=True)`` kept and no later call took."""
+    global _kept
+    _kept = None
+
+
+def read_header(path: str | Path) -> dict:
+    """Open a checkpoint without reading its tensors: they are read from the file when they are used.
+
+    Args:
+        path: A ``torch.save`` file.
+
+    Returns:
+        dict: What the file holds.
+
+    Raises:
+        UserError: If it is missing, cut off, or not a checkpoint. Damaged tensors are not noticed.
+    """
+    if zipfile.is_zipfile(path):
+        _check_archive(Path(path), '.pkl')
+        with suppress(Exception):
+            header = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+            if isinstance(header, dict):
+                return header
+    return load_checkpoint_file(path)  # which says what is wrong
+
+
+def _read_checkpoint(path: Path) -> dict:
     with path.open('rb') as file:
         head = file.read(512).lstrip()
     if not head:
@@ -134,11 +181,11 @@ def load_checkpoint_file(path: str | Path) -> dict:
         return _load_safetensors(path)
     if head.startswith(b'PK'):
         _check_archive(path)
-    elif tarfile.is_tarfile(path):  # torch would unpack it, whatever it holds
+    elif tarfile.is_tarfile(path):  # torch would unpack any tar file
         raise UserError(f'{path}: in the tar format of torch before 0.2. Save it again with a newer one')
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # a damaged pickle makes the functions that it names raise whatever they like
+    except Exception as error:  # functions that a damaged pickle names may raise anything
         refused = re.search(r'GLOBAL (\S+)', str(error))
         if refused:
             raise UserError(
@@ -154,17 +201,22 @@ def load_checkpoint_file(path: str | Path) -> dict:
     return checkpoint
 
 
-def _check_archive(path: Path) -> None:
-    """Compare an archive with its checksums, which torch does not, and refuse compressed entries.
+def _check_archive(path: Path, ending: str = '') -> None:
+    """Compare the files of an archive that end with ``ending`` with their checksums, which torch does not do.
 
-    Torch writes none; one kilobyte can become gigabytes.
+    Compressed ones are refused: torch writes none, and one kilobyte can become gigabytes.
     """
+    compressed = damaged = False
     try:
         with zipfile.ZipFile(path) as archive:
             compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-            damaged = None if compressed else archive.testzip()
-    except Exception as error:  # zipfile trusts the directory at the end of the file
-        damaged, compressed = error, False
+            for entry in () if compressed else archive.infolist():
+                if entry.filename.endswith(ending):
+                    with archive.open(entry) as file:  # reading to the end compares
+                        while file.read(1 << 24):
+                            pass
+    except Exception:  # zipfile trusts the directory at the end of the file
+        damaged = True
     if compressed:
         raise UserError(f'{path}: a compressed archive, which torch.save does not write. Save it again, or unpack it')
     if damaged:
@@ -178,23 +230,23 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f'{path}: reading it needs the safetensors package: pip install safetensors') from None
     try:
         return load_file(path)
-    except Exception as error:  # its own, and torch's for types and sizes that torch has not
+    except Exception as error:  # safetensors' own errors, and torch's for types and sizes that torch does not support
         raise UserError(f'{path}: not a safetensors file, or damaged ({error})') from None
 
 
 def find_state_dict(checkpoint: dict, path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, without the ``module.`` that data-parallel wrappers put before every key.
+    """Return the tensors of a checkpoint, without the ``module.`` that data-parallel wrappers add to every key.
 
     Args:
         checkpoint: From :func:`load_checkpoint_file`: the tensors lie under ``state_dict`` (OpenMMLab), ``model``
             (DeiT) or at the top.
-        path: Its file, for the message.
+        path: The file, for the message.
 
     Returns:
         dict[str, Tensor]: Key to tensor.
 
     Raises:
-        UserError: If there are no tensors, or something else among them.
+        UserError: If there are no tensors, or other values among them.
     """
     state_dict = checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
     if not isinstance(state_dict, dict) or not state_dict:
@@ -210,7 +262,7 @@ def find_state_dict(checkpoint: dict, path: str | Path) -> dict[str, Tensor]:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether it is a tensor whose values all lie in the file: a view can repeat one of them without end."""
+    """Return whether it is a tensor whose values are all in the file: a view can repeat one value many times."""
     return (
         isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
         and value.numel() * value.element_size() <= value.untyped_storage().nbytes())
@@ -220,8 +272,8 @@ def save_checkpoint_file(checkpoint: dict, path: str | Path) -> None:
     """Write a checkpoint, whole or not at all.
 
     Args:
-        checkpoint: What to write.
-        path: Where; folders are made, a file there is replaced.
+        checkpoint: The content.
+        path: The file. Missing folders are created, an existing file is replaced.
     """
     with replacing(path) as part:
         torch.save(checkpoint, part)

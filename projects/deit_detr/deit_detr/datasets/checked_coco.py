@@ -1,4 +1,4 @@
-"""COCO-format data sets whose annotation files are checked before anything is numbered by them."""
+"""COCO-format data sets that check their annotation files."""
 
 import logging
 from pathlib import Path
@@ -16,23 +16,23 @@ from deit_detr.errors import UserError
 
 @DATASETS.register_module()
 class CheckedCocoDataset(CocoDataset):
-    """mmdet's ``CocoDataset`` that refuses a file which it would read wrongly without a word.
+    """mmdet's ``CocoDataset`` that raises an error for annotation files which mmdet would silently misread.
 
-    ``CocoDataset`` leaves out classes that it does not find in the annotation file and numbers the others in the
-    file's order: a misspelt name or another order shifts the labels. It leaves out boxes of unknown categories and
-    images, and pycocotools takes the annotation id 0 for "no match".
+    ``CocoDataset`` drops classes that are not in the annotation file and numbers the others in the file's order: a
+    misspelt name or another order shifts the labels. It drops boxes of unknown categories and images, and pycocotools
+    interprets the annotation id 0 as "no match".
 
     Args:
         metainfo (dict, optional): ``classes`` has the names of all categories of the file, in the file's order.
             Default: COCO's 80.
 
     Raises:
-        UserError: If the annotation file or its first image is missing, if the file is not as above, or if none of
-            its boxes can be used.
+        UserError: If the annotation file or its first image is missing, the file would be misread, or none of its
+            boxes can be used.
     """
 
-    #: How to repair a missing file, or one with other categories.
-    HINT = 'set data_root, ann_file and metainfo.classes of the train, val and test data to what you have'
+    #: The fix for a missing file or other categories, for error messages.
+    HINT = 'set data_root, ann_file and metainfo.classes of the train, val and test data to match your files'
 
     @classmethod
     def _load_metainfo(cls, metainfo: dict | None = None) -> dict:
@@ -45,7 +45,7 @@ class CheckedCocoDataset(CocoDataset):
         return metainfo
 
     def COCOAPI(self, ann_file: str) -> COCO:  # noqa: N802 - CocoDataset opens its annotation file by this name
-        """Open an annotation file and check it before anything is numbered by it."""
+        """Open an annotation file and check it."""
         content = read_annotations(Path(ann_file), self.ann_file)
         self.check_categories(content['categories'])
         coco = COCO()
@@ -55,7 +55,7 @@ class CheckedCocoDataset(CocoDataset):
         return coco
 
     def check_categories(self, categories: list[dict]) -> None:
-        """Compare the file's categories, whose order is that of the labels, with the classes of the config."""
+        """Raise UserError if the file's categories and the classes of the config differ in names or order."""
         self._check_same([category['name'] for category in categories], list(self.metainfo['classes']))
 
     def _check_same(self, found: list, expected: list) -> None:
@@ -71,15 +71,15 @@ class CheckedCocoDataset(CocoDataset):
         """Load the annotation file.
 
         Returns:
-            list[dict]: One entry an image, as ``CocoDataset`` gives it.
+            list[dict]: One entry for each image, as ``CocoDataset`` returns it.
         """
         if not exists(self.ann_file, backend_args=self.backend_args):
             raise UserError(f'{self.ann_file}: no such annotation file; {self.HINT}')
         data_list = super().load_data_list()
         if data_list and not exists(data_list[0]['img_path'], backend_args=self.backend_args):
             raise UserError(
-                f'{data_list[0]["img_path"]}: no such image. Its path is data_root and data_prefix.img of the config '
-                f'and the field "file_name" of {self.ann_file}')
+                f'{data_list[0]["img_path"]}: no such image. Its path is made of data_root and data_prefix.img of the '
+                f'config and the field "file_name" of {self.ann_file}')
         self._check_boxes(data_list)
         return data_list
 
@@ -93,21 +93,21 @@ class CheckedCocoDataset(CocoDataset):
                 beyond += right > info['width'] + 1 or bottom > info['height'] + 1
         unit = 'field "bbox" is [left, top, width, height] in pixels'
         if total and not usable:
-            raise UserError(f'{self.ann_file}: none of {total} boxes lies in its image and is a pixel wide; {unit}')
+            raise UserError(f'{self.ann_file}: none of {total} boxes lies in its image with at least one pixel; {unit}')
         if usable < total:
-            print_log(f'{self.ann_file}: {total - usable} of {total} boxes left out (outside of the image, thinner '
+            print_log(f'{self.ann_file}: {total - usable} of {total} boxes left out (outside the image, thinner '
                       'than a pixel, or marked "ignore")', logger='current')
         if beyond:
             print_log(f'{self.ann_file}: {beyond} of {total} boxes reach beyond their image; {unit}',
                       logger='current', level=logging.WARNING)
 
     def filter_data(self) -> list[dict]:
-        """Leave out what ``filter_cfg`` asks for in training, and say how many images that is."""
+        """Filter the training images by ``filter_cfg``, and log how many are left out."""
         kept = super().filter_data()
         if not kept:
             raise UserError(
-                f'{self.ann_file}: none of its {len(self.data_list)} images can be used: there are none, or they have '
-                'no box or are smaller than filter_cfg.min_size')
+                f'{self.ann_file}: none of its {len(self.data_list)} images can be used: they have no box or are '
+                'smaller than filter_cfg.min_size')
         dropped = len(self.data_list) - len(kept)
         if dropped:
             print_log(

@@ -1,4 +1,4 @@
-"""COCO detection files, checked before anything is numbered by them. Neither torch nor mmdet is needed."""
+"""Reading and checking of COCO detection files, without torch and mmdet."""
 
 import json
 from collections import Counter
@@ -9,7 +9,7 @@ from deit_detr.errors import UserError
 
 
 def is_number(value: object) -> bool:
-    """Whether a value from a JSON file is a number that one can calculate with; ``true``, NaN and 1e300 are not."""
+    """Return whether a value from a JSON file is a finite number below 1e15; ``true`` is not a number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
 
 
@@ -26,7 +26,7 @@ def _is_text(value: object) -> bool:
 
 
 def _is_relative(value: object) -> bool:
-    """Whether it is the path of a file below the images' folder, on any system."""
+    """Return whether a value is the path of a file below the image folder, on any operating system."""
     return isinstance(value, str) and '\0' not in value and PurePosixPath(value).name != '' and all(
         not path.anchor and '..' not in path.parts for path in (PurePosixPath(value), PureWindowsPath(value)))
 
@@ -35,9 +35,9 @@ def _is_box(value: object) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
 
 
-#: What mmdet and pycocotools read of the entries of each list: a test, and what passes it.
+#: Fields of each list that mmdet and pycocotools read, with a test and a description of valid values.
 FIELDS: dict[str, dict[str, tuple[Callable[[object], bool], str]]] = dict(
-    categories=dict(id=(_is_id, 'a whole number'), name=(_is_text, 'a text')),
+    categories=dict(id=(_is_id, 'a whole number'), name=(_is_text, 'a string')),
     images=dict(
         id=(_is_id, 'a whole number'), file_name=(_is_relative, 'a path relative to the folder of the images'),
         width=(_is_side, 'a whole number above 0'), height=(_is_side, 'a whole number above 0')),
@@ -48,17 +48,17 @@ FIELDS: dict[str, dict[str, tuple[Callable[[object], bool], str]]] = dict(
 
 
 def read_annotations(path: Path, name: str | Path) -> dict:
-    """Read a COCO detection file that nothing has to be read into.
+    """Read a COCO detection file and check it.
 
     Args:
         path: The file.
-        name: What messages call it.
+        name: Its name in messages.
 
     Returns:
-        dict: Its content, in which :func:`find_problems` finds nothing.
+        dict: The content.
 
     Raises:
-        UserError: If there is no such file, it is no JSON file, or has problems.
+        UserError: If the file does not exist, is not a JSON file, or :func:`find_problems` finds problems.
     """
     if not path.is_file():
         raise UserError(f'{name}: no such annotation file')
@@ -73,13 +73,13 @@ def read_annotations(path: Path, name: str | Path) -> dict:
 
 
 def find_problems(content: object) -> list[str]:
-    """Look for what makes a COCO detection file unreadable, or readable in more than one way.
+    """Find what makes a COCO detection file unreadable or ambiguous.
 
     Args:
         content: The parsed file. ``annotations`` may be missing, as in files for inference.
 
     Returns:
-        list[str]: A sentence for each kind of problem, which names the field.
+        list[str]: A sentence for each kind of problem, with the name of the field.
     """
     if not isinstance(content, dict) or not {'images', 'categories'} <= set(content):
         return ['not a COCO detection file: fields "images" and "categories" are needed']
@@ -104,17 +104,17 @@ def find_problems(content: object) -> list[str]:
         if twice:
             problems.append(f'ids of {name} have to differ; these do not: {_some(twice)}')
     if 0 in ids['annotations']:
-        problems.append('ids of annotations have to count from 1: pycocotools takes 0 for "no match"')
+        problems.append('ids of annotations must not be 0: pycocotools interprets 0 as "no match"')
     for field, name in (('category_id', 'categories'), ('image_id', 'images')):
         unknown = {row[field] for row in tables['annotations']} - set(ids[name])
         if unknown:
-            problems.append(f'field "{field}" of the annotations has {_some(unknown)}, which {name} has not: '
+            problems.append(f'field "{field}" of the annotations has {_some(unknown)}, which is not in {name}: '
                             f'ids there are {_some(ids[name])}')
     return problems
 
 
 def _some(values: list | set) -> str:
-    """The first few of the values, for a message."""
+    """Return the first few values as text for a message."""
     values = sorted(values, key=str) if isinstance(values, set) else values
     shown = [text if len(text) <= 60 else f'{text[:57]}...' for text in map(ascii, values[:5])]
     return ', '.join(shown) + (', ...' if len(values) > 5 else '')

@@ -1,4 +1,4 @@
-"""Batches of noise, to try a model on before there is data, or to time it."""
+"""Batches of noise, to try or time a model without data."""
 
 import torch
 from mmdet.structures import DetDataSample
@@ -6,20 +6,18 @@ from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
 
 
-def make_batch(
-    batch: int, size: tuple[int, int], boxes: int, padded: bool = False, num_classes: int = 20,
-) -> dict:
-    """Make images of noise with boxes, the same each time, as a data loader gives them.
+def make_batch(batch: int, size: tuple[int, int], boxes: int, padded: bool = False, num_classes: int = 20) -> dict:
+    """Return a batch of noise images with random boxes, as a data loader does; it is the same in each call.
 
     Args:
         batch: Number of images.
         size: Height and width of the images, in pixels.
-        boxes: Boxes an image.
-        padded: Every second image is 64 pixels lower and 32 narrower, so that it is padded.
-        num_classes: Labels are below it.
+        boxes: Number of boxes in an image.
+        padded: Whether every second image is 64 pixels shorter and 32 narrower, so that it will be padded.
+        num_classes: Number of classes.
 
     Returns:
-        dict: ``inputs``, uint8 images, and ``data_samples``.
+        dict: ``inputs``, uint8 images ``(3, height, width)``, and ``data_samples``.
     """
     generator = torch.Generator().manual_seed(0)
     items = []

@@ -1,4 +1,4 @@
-"""Annotations and images in object storage: a file backend of mmengine that reads through fsspec."""
+"""A file backend of mmengine that reads annotations and images from object storage through fsspec."""
 
 import tempfile
 from collections.abc import Iterator
@@ -13,20 +13,20 @@ from deit_detr.errors import UserError
 
 @register_backend('fsspec', prefixes=['s3', 'gs', 'az'], force=True)  # mmengine gives s3:// to PetrelBackend
 class FsspecBackend(BaseStorageBackend):
-    """Reads ``s3://bucket/key`` and what else fsspec knows; it does not write.
+    """Read ``s3://bucket/key`` and other URLs that fsspec supports; this backend does not write.
 
-    Chosen by a path that starts with ``s3://``, ``gs://`` or ``az://``, or by ``backend_args=dict(backend='fsspec')``
-    for every other of fsspec's protocols. Keys, endpoint and region come from ``options``, from the environment
-    (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_ENDPOINT_URL``, ...) or from the storage's own
-    configuration files.
+    It is used for paths that start with ``s3://``, ``gs://`` or ``az://``, and for fsspec's other protocols with
+    ``backend_args=dict(backend='fsspec')``. Keys, endpoint and region come from ``options``, the environment
+    (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_ENDPOINT_URL``, ...) or the configuration files of the
+    storage.
 
     Args:
-        **options: For the file system of fsspec, e.g. ``endpoint_url`` and ``anon`` of s3fs.
+        **options: Options of fsspec's file system, e.g. ``endpoint_url`` and ``anon`` of s3fs.
 
     Raises:
-        UserError: From every method, if the library of the storage is not installed, or the storage refuses or
+        UserError: In every method, if the library of the storage is not installed, or the storage denies access or
             cannot be reached.
-        FileNotFoundError: From those that read, if there is no such file.
+        FileNotFoundError: In methods that read, if the file does not exist.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -41,15 +41,15 @@ class FsspecBackend(BaseStorageBackend):
         return self.get(filepath).decode(encoding)
 
     def exists(self, filepath: str) -> bool:
-        """Whether there is such a file or folder."""
+        """Return whether a file or folder exists."""
         return self._call('exists', filepath)
 
     def isfile(self, filepath: str) -> bool:
-        """Whether there is such a file."""
+        """Return whether a file exists."""
         return self._call('isfile', filepath)
 
     def isdir(self, filepath: str) -> bool:
-        """Whether there are files below this path."""
+        """Return whether there are files below this path."""
         return self._call('isdir', filepath)
 
     def join_path(self, filepath: str, *filepaths: str) -> str:
@@ -58,14 +58,14 @@ class FsspecBackend(BaseStorageBackend):
 
     @contextmanager
     def get_local_path(self, filepath: str) -> Iterator[str]:
-        """Download a file; the copy, whose path this yields, is gone afterwards."""
+        """Download a file and yield the path of a temporary copy."""
         with tempfile.TemporaryDirectory() as folder:
             path = f'{folder}/{PurePosixPath(filepath).name}'
             self._call('get_file', filepath, path)
             yield path
 
     def _call(self, operation: str, filepath: str, *args: str) -> Any:
-        # fsspec keeps a file system for each process, options included: one kept here would not survive a fork
+        # fsspec caches file systems for each process and options; one kept here would not survive a fork
         try:
             from fsspec.core import url_to_fs
             file_system, path = url_to_fs(str(filepath), **self.options)
@@ -75,7 +75,7 @@ class FsspecBackend(BaseStorageBackend):
             return getattr(file_system, operation)(path, *args)
         except FileNotFoundError:
             raise
-        except Exception as error:  # each storage has classes of its own, e.g. for missing keys
+        except Exception as error:  # each storage library has its own exceptions, e.g. for missing keys
             raise UserError(
                 f'{filepath}: {type(error).__name__}: {error}. Keys and endpoint come from backend_args or from the '
-                'environment (docs/scaling.md)') from error
+                'environment (docs/scale.md)') from error

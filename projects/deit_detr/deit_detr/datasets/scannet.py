@@ -13,14 +13,14 @@ CONVERT = (
 
 @DATASETS.register_module()
 class ScanNetDataset(CheckedCocoDataset):
-    """ScanNet frames with COCO-style boxes, category ids being NYU40 ids.
+    """ScanNet frames with COCO-style boxes whose category ids are NYU40 ids.
 
     Args:
-        metainfo (dict, optional): ``classes`` selects other classes than the 20, by names of the ScanNet table; ids
-            and colours follow from the names.
+        metainfo (dict, optional): ``classes`` has the names of ScanNet classes, which determine ids and colours.
+            Default: all 20.
 
     Raises:
-        UserError: As ``CheckedCocoDataset``; category ids are compared, too.
+        UserError: As for ``CheckedCocoDataset``, and if category ids differ.
     """
 
     METAINFO = scannet_metainfo(20)
@@ -32,13 +32,13 @@ class ScanNetDataset(CheckedCocoDataset):
         table = {name: (category_id, colour) for name, category_id, colour in SCANNET_CLASSES}
         unknown = [name for name in metainfo['classes'] if name not in table]
         if unknown:
-            raise UserError(f'metainfo.classes has {unknown}, which ScanNet has not; its classes: {list(table)}')
+            raise UserError(f'metainfo.classes has {unknown}, which are not ScanNet classes; those are {list(table)}')
         metainfo['category_ids'] = tuple(table[name][0] for name in metainfo['classes'])
         metainfo['palette'] = [table[name][1] for name in metainfo['classes']]
         return metainfo
 
     def check_categories(self, categories: list[dict]) -> None:
-        """Compare the file's categories, their ids included, with the class table."""
+        """Raise UserError if names, ids or order of the file's categories differ from the class table."""
         self._check_same(
             [(category['id'], category['name']) for category in categories],
             list(zip(self.metainfo['category_ids'], self.metainfo['classes'], strict=True)))
@@ -46,7 +46,7 @@ class ScanNetDataset(CheckedCocoDataset):
 
 @DATASETS.register_module()
 class ScanNet18Dataset(ScanNetDataset):
-    """ScanNet frames in the protocol of Pri3D (arXiv 2104.11225): 18 classes, without wall and floor."""
+    """ScanNet frames in Pri3D's protocol (arXiv 2104.11225): 18 classes, without wall and floor."""
 
     METAINFO = scannet_metainfo(18)
     HINT = CONVERT.format(18)

@@ -1,4 +1,4 @@
-"""Optimizer construction."""
+"""Construction of the optimizer: parameter groups and layer-wise decay of the learning rate."""
 
 import logging
 
@@ -18,13 +18,13 @@ def _is_no_paramwise_line(record: logging.LogRecord) -> bool:
 class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """mmengine's constructor with one parameter group for each set of options.
 
-    The original makes one group a parameter and logs each of its options: several hundred lines before the first
-    step. The numbers of a training run do not depend on the grouping.
+    The original makes one group per parameter and logs each of its options: several hundred lines before the first
+    step. The results of a training do not depend on the grouping.
 
-    ``paramwise_cfg=dict(layer_decay_rate=0.7)`` adds the layer-wise decay of ViTDet (arXiv 2203.16527): each layer of
-    ``model.backbone`` learns 0.7 times as fast as the one above it, after everything else in ``paramwise_cfg``. The
-    final norm keeps its rate; of 12 layers the first has 0.7 ** 12 of it, the patch embedding 0.7 ** 13. The depths
-    come from the backbone's ``get_layer_depth``, which mmpretrain's transformers have.
+    ``paramwise_cfg=dict(layer_decay_rate=0.7)`` adds the layer-wise decay of ViTDet (arXiv 2203.16527): the learning
+    rate of each layer of ``model.backbone`` is 0.7 times that of the layer above, in addition to everything else in
+    ``paramwise_cfg``. The final norm keeps its rate; the first of 12 layers has 0.7 ** 12 of it, the patch embedding
+    0.7 ** 13. The depths come from the backbone's ``get_layer_depth``, which mmpretrain's transformers have.
     """
 
     def add_params(self, params: list, module: nn.Module, prefix: str = '', is_dcn_module: bool | None = None):
@@ -59,17 +59,17 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 
 def layer_decays(backbone: nn.Module, rate: float) -> dict[int, float]:
-    """How fast each parameter of a backbone learns.
+    """Return the factor of each backbone parameter's learning rate.
 
     Args:
         backbone (nn.Module): Has ``get_layer_depth(name)``, which returns a parameter's depth and the number of depths.
-        rate (float): Of one depth as a share of the next, in (0, 1].
+        rate (float): Learning rate of one depth divided by that of the next, in (0, 1].
 
     Returns:
         dict[int, float]: The ``id`` of a parameter -> its factor, in (0, 1].
 
     Raises:
-        UserError: If the rate is no such share, or the backbone does not know depths.
+        UserError: If the rate is out of range, or the backbone has no ``get_layer_depth``.
     """
     if not 0 < rate <= 1:
         raise UserError(f'optim_wrapper.paramwise_cfg.layer_decay_rate has to be above 0 and at most 1, not {rate}')

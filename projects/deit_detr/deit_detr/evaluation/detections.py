@@ -1,4 +1,4 @@
-"""Detections of a run on its validation data, evaluated once by pycocotools; all AP of a report follows from that."""
+"""Detections of a run on its validation data and their evaluation by pycocotools, for reports."""
 
 import contextlib
 import copy
@@ -13,31 +13,35 @@ from pathlib import Path
 import numpy as np
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
+from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
+from deit_detr.checkpoints.fit import check_trained_classes, load_weights
 from deit_detr.checkpoints.safe_loading import load_checkpoint_file
 from deit_detr.datasets.coco_file import is_number
+from deit_detr.datasets.wrappers import unwrap
 from deit_detr.errors import UserError
 from deit_detr.evaluation.error_breakdown import Matches, match_boxes
 from deit_detr.files import replacing
 
 
 @dataclass
-class Data:
-    """What a data set of a config holds.
+class DatasetSummary:
+    """Contents of a data set of a config.
 
     Attributes:
-        num_images, num_boxes: Images that the config uses, and boxes on them.
+        num_images, num_boxes: Number of images that the config uses, and of their boxes.
         boxes: Number of boxes by class name.
-        paths: Image id to file.
-        ann_file: The annotation file; ``None`` if the data set is not in COCO's format.
-        category_ids: Categories of the file that are the config's classes.
+        paths: File by image id.
+        ann_file: The annotation file; ``None`` if the data set is not in COCO format.
+        category_ids: Category ids of the config's classes.
     """
 
     num_images: int
@@ -50,13 +54,13 @@ class Data:
 
 @dataclass
 class Evaluation:
-    """Boxes, detections and what COCOeval makes of them.
+    """The evaluation of detections by ``COCOeval``.
 
     Attributes:
-        classes: Names, by category id: label k is category ``coco_eval.params.catIds[k]``.
-        coco_eval: After ``accumulate()``.
-        matches: At IoU 0.5.
-        paths: Image id to file.
+        classes: Names in the order of the category ids: label k is category ``coco_eval.params.catIds[k]``.
+        coco_eval: The evaluation, after ``summarize()``.
+        matches: Detections and boxes matched at IoU 0.5.
+        paths: File by image id.
     """
 
     classes: list[str]
@@ -65,27 +69,27 @@ class Evaluation:
     paths: dict[int, str]
 
     def precision(self, iou: float) -> np.ndarray:
-        """Precision (R, K) at the R recall levels of COCOeval, over all areas; NaN for classes without boxes."""
+        """Return the precision (R, K) at COCOeval's R recall levels, over all areas; NaN for classes without boxes."""
         (index,) = np.flatnonzero(np.isclose(self.coco_eval.params.iouThrs, iou))
         precision = self.coco_eval.eval['precision'][index, :, :, 0, -1]
         return np.where(precision < 0, np.nan, precision)
 
     def class_ap(self) -> np.ndarray:
-        """AP, AP50, AP75 and recall of each class, (K, 4) in 0..1; recall is the mean over the IoU thresholds."""
+        """Return AP, AP50, AP75 and mean recall over the IoU thresholds of each class, (K, 4) in 0..1."""
         precision = np.stack([self.precision(iou) for iou in self.coco_eval.params.iouThrs])
         recall = self.coco_eval.eval['recall'][:, :, 0, -1].mean(0)
         columns = precision.mean((0, 1)), precision[0].mean(0), precision[5].mean(0), recall
         return np.where(np.isnan(columns[0]), np.nan, columns).T
 
     def summary(self) -> dict[str, float]:
-        """COCO's six AP values in 0..1; NaN where there are no boxes of that size."""
+        """Return COCO's six AP values in 0..1; NaN if there are no boxes of a size."""
         names = ('AP', 'AP50', 'AP75', 'AP small', 'AP medium', 'AP large')
         return {name: value if value >= 0 else math.nan
                 for name, value in zip(names, self.coco_eval.stats[:6].tolist(), strict=True)}
 
 
 class _ProgressHook(Hook):
-    """A bar for the images of a test, whose log is off."""
+    """Show a progress bar for a test whose log is off."""
 
     def before_test_epoch(self, runner: Runner) -> None:
         self.bar = tqdm(total=len(runner.test_dataloader), desc='predicting', unit='batch')
@@ -97,18 +101,18 @@ class _ProgressHook(Hook):
         self.bar.close()
 
 
-def read_data(cfg: Config, split: str) -> Data:
-    """Open a data set of a config, without loading an image.
+def read_data(cfg: Config, split: str) -> DatasetSummary:
+    """Read the annotations of a data set of a config.
 
     Args:
-        cfg: Of a run.
+        cfg: Config of a run.
         split: 'train' or 'val'.
 
     Returns:
-        Data: As the run used it, filters included.
+        DatasetSummary: The data set as the run used it, filters included. Repeated images count once.
 
     Raises:
-        UserError: If the config has no such data set, or its annotation file is missing or of other classes.
+        UserError: If the config has no such data set, or its annotation file is missing or has other classes.
     """
     loader = cfg.get(f'{split}_dataloader')
     if not loader:
@@ -116,56 +120,67 @@ def read_data(cfg: Config, split: str) -> Data:
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            dataset = DATASETS.build(copy.deepcopy(loader.dataset))
-            dataset.full_init()
+            datasets = [part for _, part in unwrap(DATASETS.build(copy.deepcopy(loader.dataset)))]
+            for dataset in datasets:
+                dataset.full_init()
     except FileNotFoundError as error:
         raise UserError(f'{error.filename or error}: no such file; the config names it in {split}_dataloader') from None
-    infos = [dataset.get_data_info(index) for index in range(len(dataset))]
+    infos = [dataset.get_data_info(index) for dataset in datasets for index in range(len(dataset))]
     labels = Counter(box['bbox_label'] for info in infos for box in info['instances'])
     names = dataset.metainfo['classes']
-    return Data(
+    is_coco = isinstance(dataset, CocoDataset) and len(datasets) == 1
+    return DatasetSummary(
         len(infos), labels.total(), Counter({names[label]: count for label, count in labels.items()}),
         {info['img_id']: info['img_path'] for info in infos},
-        dataset.ann_file if isinstance(dataset, CocoDataset) else None, list(getattr(dataset, 'cat_ids', ())))
+        dataset.ann_file if is_coco else None, list(getattr(dataset, 'cat_ids', ())))
 
 
 def predict(cfg: Config, checkpoint: Path, ann_file: str, out: Path) -> None:
     """Run the detector of a config on its validation data, as mmdet's test does.
 
     Args:
-        cfg: Of a run.
-        checkpoint: Its weights.
+        cfg: Config of a run.
+        checkpoint: Its checkpoint.
         ann_file: COCO annotations of the validation data.
-        out: COCO results file to write; appears when it is complete.
+        out: COCO results file to write, whole or not at all.
 
     Raises:
-        UserError: If the checkpoint cannot be read.
+        UserError: If the checkpoint cannot be read, or does not fit the config.
     """
-    load_checkpoint_file(checkpoint)  # refuses what is damaged or unsafe with a sentence
+    content = load_checkpoint_file(checkpoint, again=True)  # a report draws its attention next
     with replacing(out) as part:
         cfg = copy.deepcopy(cfg)
         prefix = part.with_name('results')
         cfg.update(
-            work_dir=str(part.parent), launcher='none', load_from=str(checkpoint), resume=False, log_level='WARNING',
+            work_dir=str(part.parent), launcher='none', load_from=None, resume=False, log_level='WARNING',
+            visualizer=dict(type='mmdet.DetLocalVisualizer', name=part.parent.name),
             test_dataloader=cfg.val_dataloader, test_cfg=cfg.get('test_cfg') or dict(type='TestLoop'),
             test_evaluator=dict(
                 type='mmdet.CocoMetric', ann_file=ann_file, format_only=True, outfile_prefix=str(prefix)))
         with contextlib.redirect_stdout(io.StringIO()):
             runner = Runner.from_cfg(cfg)
+            load_weights(runner.model, content, checkpoint)
+            classes = runner.test_dataloader.dataset.metainfo['classes']
+            check_trained_classes(content, checkpoint, classes, 'val_dataloader.dataset.metainfo.classes')
             runner.register_hook(_ProgressHook())
-            runner.test()
+            try:
+                runner.test()
+            finally:  # mmengine's later runs in this process would write into this folder, which is deleted
+                for kind in (Visualizer, DetLocalVisualizer):
+                    kind._instance_dict.pop(part.parent.name, None)
         os.replace(f'{prefix}.bbox.json', part)
 
 
-def evaluate(data: Data, predictions: Path) -> Evaluation:
+def evaluate(data: DatasetSummary, predictions: Path) -> Evaluation:
     """Evaluate a COCO results file with pycocotools.
 
     Args:
-        data: With an annotation file, and boxes.
-        predictions: List of ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels), ``score``.
+        data: A data set with an annotation file and boxes.
+        predictions: JSON list of objects with ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels)
+            and ``score``.
 
     Returns:
-        Evaluation: Over the images and categories of ``data``.
+        Evaluation: The evaluation over the images and categories of ``data``.
 
     Raises:
         UserError: If the file is missing, damaged, or does not belong to this data.
@@ -178,7 +193,7 @@ def evaluate(data: Data, predictions: Path) -> Evaluation:
     with contextlib.redirect_stdout(io.StringIO()):
         if detections:
             results = coco.loadRes(detections)
-        else:  # which loadRes cannot take
+        else:  # loadRes fails on an empty list
             results = COCO()
             results.dataset = dict(coco.dataset, annotations=[])
             results.createIndex()
@@ -192,15 +207,15 @@ def evaluate(data: Data, predictions: Path) -> Evaluation:
 
 
 def _read_predictions(path: Path, image_ids: set[int], category_ids: set[int]) -> list[dict]:
-    make = 'make one with tools/test.py CONFIG CHECKPOINT --cfg-options test_evaluator.outfile_prefix=results'
+    make = 'write one with tools/test.py CONFIG CHECKPOINT --cfg-options test_evaluator.outfile_prefix=results'
     if not path.is_file():
-        raise UserError(f'{path}: no such file of predictions; {make}')
+        raise UserError(f'{path}: no such file; {make}')
     try:
         rows = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
         raise UserError(f'{path}: not a COCO results file (JSON); {make}') from None
     if not isinstance(rows, list):
-        raise UserError(f'{path}: holds no list of detections; {make}')
+        raise UserError(f'{path}: not a list of detections; {make}')
     for number, row in enumerate(rows):
         fields = row if isinstance(row, dict) else {}
         box, score = fields.get('bbox'), fields.get('score')
@@ -209,6 +224,6 @@ def _read_predictions(path: Path, image_ids: set[int], category_ids: set[int]) -
         for name, known in (('image_id', image_ids), ('category_id', category_ids)):
             if not is_number(fields.get(name)) or fields[name] not in known:
                 raise UserError(f'{path}: entry {number} has {name} {fields.get(name)!r}, which is not in the '
-                                'annotations of the validation data: predictions of other data?')
+                                'annotations of the validation data. Is this file for other data?')
     return rows
 

@@ -1,8 +1,8 @@
-"""What a detector gets wrong, from the matches that pycocotools' ``COCOeval`` made at IoU 0.5.
+"""Types of detection errors, from the matches of pycocotools' ``COCOeval`` at IoU 0.5.
 
-The error types and the AP that each costs are those of TIDE (arXiv 2008.08115). Where its text and its reference code
-differ, this follows the code: a detection is tested for bad localisation before wrong class, and a box that another
-detection has found already cannot be found by repairing a second one.
+The types and the AP that each costs are those of TIDE (arXiv 2008.08115). Where its paper and its code differ, this
+module follows the code: localisation is tested before classification, and an error at a box that another detection has
+found is not repaired.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 from pycocotools.cocoeval import COCOeval
 
-#: What a detection can be; an index into this is its ``kind``. :data:`MISSED` is for boxes of the ground truth.
+#: Kinds of detections; ``kind`` is an index into this. :data:`MISSED` counts ground-truth boxes.
 KINDS = ('correct', 'classification', 'localisation', 'both', 'duplicate', 'background')
 CORRECT, CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND = range(6)
 MISSED = 6
@@ -21,23 +21,23 @@ POSITIVE_IOU, BACKGROUND_IOU = 0.5, 0.1
 
 @dataclass
 class Matches:
-    """D detections and G boxes of the ground truth, over all images; crowds, and what lies on them, are left out.
+    """D detections and G ground-truth boxes of all images, without crowds and detections on crowds.
 
     Attributes:
         num_classes: K; labels are 0..K-1.
-        det_image: (D,) index of the image, in ``COCOeval``'s order; within an image by falling score.
+        det_image: (D,) index of the image, in ``COCOeval``'s order; detections of an image are sorted by score.
         det_label: (D,) predicted label.
         det_score: (D,) in 0..1.
         det_box: (D, 4) x, y, width, height in pixels.
         det_kind: (D,) index into :data:`KINDS`.
-        det_gt: (D,) the box that a correct detection found, a duplicate found again, or a wrong class or localisation
-            lies at; -1 for the others.
-        det_confused: (D,) for an incorrect detection the box of another class that it overlaps most, at IoU 0.5 or
-            more; -1 where there is none.
+        det_gt: (D,) index of the box that a correct detection or a duplicate matches, or that a classification or
+            localisation error overlaps; -1 for other kinds.
+        det_confused: (D,) index of the box of another class that an incorrect detection overlaps most, at IoU 0.5 or
+            more; -1 if there is none.
         gt_image: (G,) index of the image.
         gt_label: (G,) label.
         gt_box: (G, 4) x, y, width, height in pixels.
-        gt_found: (G,) score of the detection that found the box, 0 if none did.
+        gt_found: (G,) score of the correct detection of the box, 0 if there is none.
         gt_near: (G,) highest score of a classification or localisation error at the box, 0 if there is none. A box
             with neither is missed.
     """
@@ -58,14 +58,14 @@ class Matches:
 
 
 def match_boxes(coco_eval: COCOeval) -> Matches:
-    """Sort all detections into :data:`KINDS`.
+    """Classify all detections into :data:`KINDS`, based on the matches of ``COCOeval``.
 
     Args:
-        coco_eval: For boxes of at least one image, after ``evaluate()``, with 0.5 among its IoU thresholds and all
-            areas as its first area range.
+        coco_eval: Evaluation of boxes in at least one image, after ``evaluate()``, with 0.5 among its IoU thresholds
+            and all areas as its first area range.
 
     Returns:
-        Matches: Which detection found which box is ``COCOeval``'s own answer.
+        Matches: The classified detections.
     """
     params = coco_eval.params
     (threshold,) = np.flatnonzero(np.isclose(params.iouThrs, POSITIVE_IOU))
@@ -112,7 +112,7 @@ def _boxes(annotations: list[dict]) -> np.ndarray:
 def _kinds(
     det_label: np.ndarray, det_box: np.ndarray, det_found: np.ndarray, gt_label: np.ndarray, gt_box: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``det_kind``, ``det_gt`` and ``det_confused`` of one image, as in :class:`Matches`, its boxes counting from 0."""
+    """Return ``det_kind``, ``det_gt`` and ``det_confused`` of one image, see :class:`Matches`."""
     nothing = np.full(len(det_label), -1)
     if not len(det_label) or not len(gt_label):
         return np.full(len(det_label), BACKGROUND), nothing, nothing
@@ -133,12 +133,12 @@ def _kinds(
 
 
 def average_precision(score: np.ndarray, correct: np.ndarray, num_boxes: int, recalls: np.ndarray) -> float:
-    """AP of one class at one IoU threshold, computed as ``COCOeval.accumulate`` does.
+    """Return the AP of one class at one IoU threshold, as ``COCOeval.accumulate`` computes it.
 
     Args:
         score: (N,) scores of its detections.
-        correct: (N,) whether each found a box.
-        num_boxes: Boxes of the class in the ground truth; without any, the AP is 0.
+        correct: (N,) whether each is correct.
+        num_boxes: Number of ground-truth boxes of the class; if 0, the AP is 0.
         recalls: Recall levels over which precision is averaged.
 
     Returns:
@@ -153,19 +153,19 @@ def average_precision(score: np.ndarray, correct: np.ndarray, num_boxes: int, re
 
 
 def oracle_gains(matches: Matches, recalls: np.ndarray) -> dict[str, float]:
-    """How much AP at IoU 0.5 each type of error costs: the AP after an oracle repairs that type alone, minus the AP.
+    """Return how much AP at IoU 0.5 would rise if an oracle repaired one type of error.
 
-    As in TIDE, classification and localisation errors become correct where they are the highest-scored at a box that
-    is not found, and disappear elsewhere; both, duplicate and background errors disappear; missed boxes are no longer
-    asked for. The gains do not add up to the lacking AP.
+    As in TIDE, the classification or localisation error with the highest score at a box that is not found becomes
+    correct, other errors are removed, and missed boxes are removed from the ground truth. The gains do not sum to
+    1 - AP.
 
     Args:
-        matches: All detections; low-scored ones count, as they do in AP.
+        matches: All detections, including those with low scores, as in AP.
         recalls: Recall levels of the AP, ``COCOeval.params.recThrs``.
 
     Returns:
-        dict[str, float]: AP points in 0..1 for each of ``KINDS[1:]``, 'missed', and as a whole 'false positives' (all
-        incorrect detections gone) and 'false negatives' (no box asked for that was not found).
+        dict[str, float]: AP gains in 0..1 for each of ``KINDS[1:]`` and 'missed', for 'false positives' (all incorrect
+        detections removed) and for 'false negatives' (all boxes removed that are not found).
     """
     right = matches.det_kind == CORRECT
     unfound = matches.gt_found == 0
@@ -182,7 +182,7 @@ def oracle_gains(matches: Matches, recalls: np.ndarray) -> dict[str, float]:
             values.append(average_precision(matches.det_score[chosen], correct[chosen], number[class_], recalls))
         return float(np.mean(values)) if values else 0.0
 
-    # One detection can repair a box: the highest-scored of those that lie at it.
+    # Only the error with the highest score at a box is repaired.
     candidates = np.flatnonzero(np.isin(matches.det_kind, (CLASSIFICATION, LOCALISATION)))
     candidates = candidates[unfound[matches.det_gt[candidates]]]
     candidates = candidates[np.argsort(-matches.det_score[candidates], kind='stable')]
@@ -197,7 +197,7 @@ def oracle_gains(matches: Matches, recalls: np.ndarray) -> dict[str, float]:
         repaired = of_kind & repairs
         label = matches.det_label.copy()
         label[repaired] = matches.gt_label[matches.det_gt[repaired]]
-        # As in TIDE, a loss is taken for 0: AP can fall by the rounding of its recall levels.
+        # As in TIDE, losses count as 0: AP can fall because its recall levels are rounded.
         gains[name] = max(0.0, mean_ap(~of_kind | repaired, right | repaired, label) - before)
     gains['missed'] = max(0.0, mean_ap(everything, without=missed) - before)
     gains['false positives'] = mean_ap(right) - before
@@ -206,14 +206,15 @@ def oracle_gains(matches: Matches, recalls: np.ndarray) -> dict[str, float]:
 
 
 def count_errors(matches: Matches, score_thr: float) -> np.ndarray:
-    """What is drawn at a score threshold, by class.
+    """Count the kinds of detections at a score threshold, by class.
 
     Args:
         matches: All detections.
-        score_thr: In 0..1; detections below it are left out, and do not find anything.
+        score_thr: Minimum score of the detections that count, in 0..1.
 
     Returns:
-        np.ndarray: (K, 7) counts: detections of each of :data:`KINDS` by predicted class, missed boxes by true class.
+        np.ndarray: (K, 7) counts of detections of each of :data:`KINDS` by predicted class, and of missed boxes by true
+        class.
     """
     counts = np.zeros((matches.num_classes, len(KINDS) + 1), int)
     drawn = matches.det_score >= score_thr
@@ -224,16 +225,12 @@ def count_errors(matches: Matches, score_thr: float) -> np.ndarray:
 
 
 def confusion_matrix(matches: Matches, score_thr: float) -> np.ndarray:
-    """Which class was taken for which, at IoU 0.5.
-
-    Args:
-        matches: All detections.
-        score_thr: In 0..1; detections below it are left out.
+    """Return the confusion matrix at IoU 0.5; arguments as for :func:`count_errors`.
 
     Returns:
-        np.ndarray: (K + 1, K + 1) counts; rows are true classes, columns predicted ones. A detection counts at the box
-        that it found, an incorrect one at the box of another class that it overlaps most, and in the last row if there
-        is none (background, badly placed, or found before). The last column counts boxes neither found nor confused.
+        np.ndarray: (K + 1, K + 1) counts; rows are true classes, columns predicted classes. A correct detection counts
+        at its box, an incorrect one at the box of another class that it overlaps most. The last row counts detections
+        without such a box, the last column boxes that are neither found nor confused.
     """
     matrix = np.zeros((matches.num_classes + 1,) * 2, int)
     drawn = matches.det_score >= score_thr
@@ -247,7 +244,7 @@ def confusion_matrix(matches: Matches, score_thr: float) -> np.ndarray:
 
 
 def best_f1_threshold(matches: Matches) -> float:
-    """The score threshold at which F1 over all classes is highest, in 0..1; 0.5 if nothing was found at all."""
+    """Return the score threshold with the highest F1 over all classes, in 0..1; 0.5 if no detection is correct."""
     order = np.argsort(-matches.det_score, kind='stable')
     true = np.cumsum(matches.det_kind[order] == CORRECT)
     if not len(true) or not true[-1]:

@@ -1,4 +1,4 @@
-"""Evaluation by the rules of published numbers, where they are not COCO's."""
+"""Evaluation by Pri3D's rules for ScanNet."""
 
 from collections.abc import Sequence
 
@@ -13,20 +13,20 @@ from deit_detr.errors import UserError
 class Pri3DMetric(CocoMetric):
     """Box AP as Pri3D (arXiv 2104.11225) computes it on ScanNet.
 
-    Its Mask R-CNN gives only boxes with scores above 0.5, and its annotation file lists no frame without a box. Both
-    change AP: missing low scores end the precision-recall curve early, and boxes on empty frames are not counted as
-    false. The other rules, 18 classes and masks of 1000 pixels, are in the annotation file.
+    Its Mask R-CNN returns only boxes with scores above 0.5, and its annotation file lists no frame without a box. Both
+    change AP: without low scores the precision-recall curve ends early, and boxes on empty frames do not count as
+    false positives. The other rules, 18 classes and masks of at least 1000 pixels, are in the annotation file.
 
-    Classes go by name: a model may predict more classes than the file has, as one of 20 does in the protocol of 18,
-    and its boxes of the others do not count.
+    Classes are matched by name: boxes of classes that are not in the file do not count, such as two of a model with 20
+    classes in the protocol of 18.
 
     Args:
-        ann_file (str): The annotation file; its classes are among those of the data set.
-        score_thr (float): Boxes with this score, in 0..1, or a lower one do not count.
+        ann_file (str): The annotation file. The data set has to have all its classes.
+        score_thr (float): Only boxes with a higher score count, in 0..1.
         **kwargs: As for ``CocoMetric``.
 
     Raises:
-        UserError: If the file has a class that the data set has not.
+        UserError: If the data set does not have a class of the file.
     """
 
     default_prefix = 'pri3d'
@@ -38,17 +38,17 @@ class Pri3DMetric(CocoMetric):
         self.img_ids = [img_id for img_id in self._coco_api.get_img_ids() if self._coco_api.imgToAnns.get(img_id)]
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Keep the boxes that count, with labels in the order of the file.
+        """Keep the boxes that count, and map their labels to the classes of the file.
 
         Args:
-            data_batch: Not looked at.
-            data_samples: Predictions and meta information of each image.
+            data_batch: Not used.
+            data_samples: Predictions and metadata of each image.
         """
         names = [category['name'] for category in self._coco_api.dataset['categories']]
         classes = self.dataset_meta['classes']
         unknown = [name for name in names if name not in classes]
         if unknown:
-            raise UserError(f'{self.ann_file}: has the classes {unknown}, which the data set has not')
+            raise UserError(f'{self.ann_file}: has the classes {unknown}, which the data set does not have')
         label_of = np.array([names.index(name) if name in names else -1 for name in classes])
         kept = []
         for sample in data_samples:

@@ -1,10 +1,9 @@
-"""A trained detector as one ONNX file, checked against PyTorch before it is left on disk."""
+"""Export of a trained detector to an ONNX file, which is checked against PyTorch before it is written."""
 
 import copy
 import importlib.util
 import json
 import logging
-import os
 import types
 import warnings
 from dataclasses import dataclass
@@ -22,13 +21,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from deit_detr.errors import UserError
-from deit_detr.inference.detector import Detector, _quiet, load
-from deit_detr.models.attention import fuse_attention
+from deit_detr.files import replacing
+from deit_detr.inference.detector import Detector, load, quiet
+from deit_detr.models.attention import replace_attention
+from deit_detr.models.fast_detr_head import best_detections
 
-#: What ONNX Runtime may differ from PyTorch by: pixels of the image as given, and shares.
+#: Largest allowed differences between ONNX Runtime and PyTorch: of boxes in pixels of the input image, and of scores.
 BOX_TOLERANCE, SCORE_TOLERANCE = 0.5, 1e-3
 OPSET = 17  # the first with LayerNormalization; 16 brought GridSample
-#: (width, height) of the seeded images of the check: the first is traced, and two of it are a batch.
+#: (width, height) of the seeded images of the check; the first size is traced, and checked with a batch of two.
 CHECKED_SIZES = (320, 240), (201, 303)
 
 _TENSORS = ('images', 'boxes', 'scores', 'labels')
@@ -36,13 +37,14 @@ _TENSORS = ('images', 'boxes', 'scores', 'labels')
 
 @dataclass
 class Exported:
-    """What :func:`export_onnx` wrote.
+    """The result of :func:`export_onnx`.
+
+    For an int8 file the differences are those before quantization: measure the AP of the int8 model instead.
 
     Attributes:
         megabytes: Size of the file.
-        box_difference: Largest difference from PyTorch in the check, in pixels of the image.
-        score_difference: The same of the scores, which are in 0..1. For an int8 file both are of the file before
-            quantization: an int8 model is another model, to be measured by its AP.
+        box_difference: Largest difference of a box coordinate from PyTorch in the check, in pixels of the image.
+        score_difference: Largest difference of a score, in 0..1.
     """
 
     megabytes: float
@@ -51,14 +53,14 @@ class Exported:
 
 
 class _Selection(TorchFunctionMode):
-    """Notes which tokens a two-stage model takes its queries from, or has it take others of the same score.
+    """Record which tokens a two-stage model selects as queries, or make it select given tokens of equal scores.
 
-    Scores that differ in the last bits come in any order, while DINO and LW-DETR have a learned query for each rank:
-    two runtimes may give different detections without either being wrong.
+    The order of scores that differ in the last bits is arbitrary, and DINO and LW-DETR have a learned query for each
+    rank: two runtimes may return different detections and both be right.
 
     Args:
-        replay (Tensor, optional): Indices of tokens, in the order in which they are to be taken, as the first ``topk``
-            gives them. They are taken if no score changes by more than ``SCORE_TOLERANCE``.
+        replay (Tensor, optional): Indices of tokens to return from the first ``topk``, in this order. They are used
+            if no score changes by more than ``SCORE_TOLERANCE``.
     """
 
     def __init__(self, replay: Tensor | None = None) -> None:
@@ -79,34 +81,34 @@ class _Selection(TorchFunctionMode):
 
 
 class OnnxGraph(nn.Module):
-    """What is in the file: pixels in, detections out.
+    """The module that is exported: it takes pixels and returns detections.
 
     Args:
-        model (DetectionTransformer): The detector; a copy of it is changed.
+        model (DetectionTransformer): The detector; it is copied.
     """
 
     def __init__(self, model: DetectionTransformer) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        fuse_attention(self.model)  # nn.MultiheadAttention takes a path in evaluation that ONNX does not know
-        # padding goes through math.ceil there, which would fix the size
+        replace_attention(self.model)  # in evaluation nn.MultiheadAttention uses an operator that ONNX does not have
+        # this padding uses math.ceil, which tracing would turn into a constant
         self.patch_size = self.model.backbone.patch_embed.projection.kernel_size
         self.model.backbone.patch_embed.adaptive_padding = None
         head = self.model.bbox_head
         self.max_per_img = head.test_cfg.get('max_per_img', model.num_queries)
-        # each head's predict() finds the last layer in its own way, and ends here with metas as numbers
+        # predict() of each head selects the last layer and ends with this call, which would need sizes as numbers
         head.predict_by_feat = lambda logits, boxes, *args, **kwargs: (logits[-1], boxes[-1])
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Detect.
+        """Detect the objects in a batch of images.
 
         Args:
-            images (Tensor): uint8, ``(batch, height, width, 3)``, BGR, resized as the test pipeline does.
+            images (Tensor): BGR, resized as in the test pipeline, uint8 ``(batch, height, width, 3)``.
 
         Returns:
             tuple[Tensor, ...]: Boxes (x1, y1, x2, y2) in pixels of ``images``, ``(batch, detections, 4)``; scores in
-            0..1, best first, and labels, int64, ``(batch, detections)``. Of a two-stage model also the tokens that it
-            takes its queries from, for the check.
+            0..1, highest first, and labels, int64, ``(batch, detections)`` each. For a two-stage model also the
+            indices of the selected tokens, for the check.
         """
         height, width = images.shape[1], images.shape[2]
         preprocessor = self.model.data_preprocessor
@@ -118,48 +120,38 @@ class OnnxGraph(nn.Module):
         missing = ((height + rows - 1) // rows * rows - height, (width + columns - 1) // columns * columns - width)
         x = F.pad(x, (0, missing[1], 0, missing[0]))
 
-        # not a DetDataSample, which copies its values; one stands for the whole batch: none of it is padded
+        # not a DetDataSample, which copies its values; one is enough for a batch without padding
         samples = [types.SimpleNamespace(
             img_shape=(height, width), batch_input_shape=(height, width), metainfo=dict())]
         with _Selection() as selection:
             head_inputs = self.model.forward_transformer(self.model.extract_feat(x), samples)
         logits, boxes = self.model.bbox_head.predict(**head_inputs, batch_data_samples=samples, rescale=False)
-        scores, labels, index = self._best(logits)
+        scores, labels, index = best_detections(self.model.bbox_head, logits, self.max_per_img)
         centres, sides = boxes.gather(1, index[..., None].expand(-1, -1, 4)).split(2, -1)
-        # multiplied after the corners are taken, as mmdet does
+        # corners first, then the size, as in mmdet
         size = torch.stack([torch.as_tensor(width), torch.as_tensor(height)]).float()
         corners = [((centres + sign * 0.5 * sides) * size).clamp(min=0).minimum(size) for sign in (-1, 1)]
         return torch.cat(corners, -1), scores, labels, *selection.noted
 
-    def _best(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores, labels and queries of the best detections, ``(batch, detections)`` each."""
-        head = self.model.bbox_head
-        if head.loss_cls.use_sigmoid:
-            scores, index = logits.sigmoid().flatten(1).topk(self.max_per_img)
-            return scores, index % head.num_classes, index // head.num_classes
-        scores, labels = logits.softmax(-1)[..., :-1].max(-1)
-        scores, index = scores.topk(self.max_per_img)
-        return scores, labels.gather(1, index), index
-
 
 def export_onnx(config: str | Path, checkpoint: str | Path, out: str | Path, int8: bool = False) -> Exported:
-    """Write a trained detector as an ONNX file with dynamic batch, height and width.
+    """Export a trained detector to an ONNX file with dynamic batch, height and width.
 
-    ONNX Runtime and PyTorch are compared on seeded images of two sizes and a batch of two; the file appears under its
-    name only when they agree. It says in its metadata which classes, colours and image size belong to it.
+    ONNX Runtime and PyTorch are compared on seeded images of two sizes, one of them in a batch of two; the file is
+    written only if they agree. Its metadata holds the classes, their colours and the image size.
 
     Args:
         config: Config file.
         checkpoint: Its checkpoint.
-        out: File to write, ``*.onnx``. One that is there is replaced; its folder is made.
-        int8: Store the weights of the linear layers in 8 bits (``quantize_dynamic``).
+        out: File to write, ``*.onnx``. An existing file is replaced; missing folders are made.
+        int8: Whether to store the weights of the linear layers in 8 bits (``quantize_dynamic``).
 
     Returns:
         Exported: Size and differences.
 
     Raises:
-        UserError: If onnx or onnxruntime is missing, the model or its test pipeline cannot be exported, the result
-            differs from PyTorch, or the file cannot be written.
+        UserError: If onnx or onnxruntime is not installed, the model or its test pipeline cannot be exported, the
+            result differs from PyTorch, or the file cannot be written.
     """
     out = Path(out)
     for package in ('onnx', 'onnxruntime'):
@@ -171,42 +163,34 @@ def export_onnx(config: str | Path, checkpoint: str | Path, out: str | Path, int
         raise UserError(f'{config}: no such config file')
     cfg = Config.fromfile(config)
     if 'model' in cfg:
-        cfg.model.pop('compile', None)  # a tracer cannot follow compiled modules; they compute the same
+        cfg.model.pop('compile', None)  # tracing does not support compiled modules
     detector = load(copy.deepcopy(cfg), checkpoint, 'cpu')
     metadata = _metadata(detector, cfg, checkpoint, int8)
-    temporary = out.with_name(f'.{out.stem}.{os.getpid()}.onnx')
-    quantized = temporary.with_name(f'.int8{temporary.name}')
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _trace(detector, temporary, config)
-        boxes, scores = _check(detector, temporary, out)
+    with replacing(out) as part:
+        traced = part.with_suffix('.float32.onnx')
+        _trace(detector, traced, config)
+        boxes, scores = _check(detector, traced, out)
         if int8:
-            _quantize(detector, temporary, quantized)
-            quantized.replace(temporary)
-        _finish(temporary, metadata)
-        megabytes = temporary.stat().st_size / 1e6
-        temporary.replace(out)
-    except OSError as error:
-        raise UserError(f'{out}: cannot be written ({error.strerror})') from error
-    finally:
-        temporary.unlink(missing_ok=True)
-        quantized.unlink(missing_ok=True)
-    return Exported(megabytes, boxes, scores)
+            _quantize(detector, traced, part)
+        else:
+            traced.replace(part)
+        _finish(part, metadata)
+    return Exported(out.stat().st_size / 1e6, boxes, scores)
 
 
 def _metadata(detector: Detector, cfg: Config, checkpoint: str | Path, int8: bool) -> dict[str, str]:
-    """What whoever runs the file has to know, as JSON values; refuses what the graph does not cover."""
+    """Return the metadata of the file; raise UserError for a model or preprocessor that the graph does not support."""
     model = detector.model
     if not isinstance(model, DetectionTransformer) or not isinstance(model.backbone, VisionTransformer):
         raise UserError(
-            f'{cfg.filename}: {type(model).__name__} on {type(model.backbone).__name__} is not exported: only DETR and '
-            'its relatives on a plain vision transformer are')
+            f'{cfg.filename}: {type(model).__name__} on {type(model.backbone).__name__} cannot be exported: only DETR '
+            'and its relatives on a plain vision transformer can')
     preprocessor = model.data_preprocessor
     if type(preprocessor) is not DetDataPreprocessor or preprocessor.pad_size_divisor != 1 or \
             not preprocessor._enable_normalize:
         raise UserError(
             f'{cfg.filename}: model.data_preprocessor has to be a DetDataPreprocessor with mean, std and '
-            'pad_size_divisor=1: the graph contains no other')
+            'pad_size_divisor=1: the graph supports no other')
     palette = detector.visualizer.dataset_meta['palette']
     return dict(
         classes=json.dumps(detector.classes),
@@ -218,7 +202,7 @@ def _metadata(detector: Detector, cfg: Config, checkpoint: str | Path, int8: boo
 
 
 def _resize_scale(cfg: Config) -> tuple[int, int]:
-    """The scale of the test pipeline's keep-ratio resize, the only step there that changes pixels."""
+    """Return the scale of the test pipeline's keep-ratio resize; raise UserError if other steps change pixels."""
     steps = [dict(step) for step in cfg.test_dataloader.dataset.pipeline]
     types = [step.pop('type') for step in steps]
     names = [(kind if isinstance(kind, str) else kind.__name__).rsplit('.', 1)[-1] for kind in types]
@@ -234,15 +218,15 @@ def _resize_scale(cfg: Config) -> tuple[int, int]:
 
 
 def _trace(detector: Detector, path: Path, config: str | Path) -> None:
-    """Write the graph."""
+    """Write the traced graph to a file."""
     pixels = _pixels(detector, _scene(*CHECKED_SIZES[0]))
     dynamic = {name: {0: 'batch'} for name in _TENSORS}
     dynamic['images'] = {0: 'batch', 1: 'height', 2: 'width'}
-    with _quiet(), warnings.catch_warnings(), torch.no_grad():
-        # of shapes that could be constants: two sizes and a batch are compared afterwards
+    with quiet(), warnings.catch_warnings(), torch.no_grad():
+        # about shapes that may become constants: _check compares two sizes and a batch
         warnings.simplefilter('ignore')
         try:
-            # dynamo=True, the newer exporter, works too, but took 25 s where this one takes 1 (docs/deployment.md)
+            # dynamo=True, the newer exporter, also works, but took 25 s instead of 1 s (docs/deploy.md)
             torch.onnx.export(
                 OnnxGraph(detector.model), (torch.from_numpy(pixels[None]),), str(path), dynamo=False,
                 opset_version=OPSET, input_names=_TENSORS[:1], output_names=_TENSORS[1:], dynamic_axes=dynamic)
@@ -253,7 +237,7 @@ def _trace(detector: Detector, path: Path, config: str | Path) -> None:
 
 
 def _check(detector: Detector, path: Path, out: Path) -> tuple[float, float]:
-    """Compare ONNX Runtime and PyTorch; their largest differences of boxes and scores."""
+    """Return the largest differences of boxes and scores between ONNX Runtime and PyTorch."""
     batches = [[_scene(*CHECKED_SIZES[0], seed) for seed in (0, 1)], [_scene(*CHECKED_SIZES[1], 2)]]
     images = [np.stack([_pixels(detector, scene) for scene in scenes]) for scenes in batches]
     worst = np.zeros(2)
@@ -275,23 +259,23 @@ def compare(
     detector: Detector, image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray,
     score_thr: float = 0.3, at_least: int = 10,
 ) -> tuple[float, float]:
-    """How much a graph's detections in an image differ from PyTorch's.
+    """Return how much the detections of an exported model differ from PyTorch's.
 
-    Each of PyTorch's confident detections is compared with the nearest of its class in the graph's, and the other way
-    round: those of equal scores have no order, and doubtful ones come and go with the last bit.
+    Each confident detection of one is compared with the nearest of the same class of the other, in both directions:
+    the order of equal scores is arbitrary, and detections at the end of the ranking depend on the last bit.
 
     Args:
         detector: The detector in PyTorch.
-        image: The image as given, see ``Detector.__call__``.
-        boxes: The graph's boxes (x1, y1, x2, y2) in pixels of the image as given, ``(detections, 4)``.
+        image: The image, see ``Detector.__call__``.
+        boxes: Boxes (x1, y1, x2, y2) of the exported model in pixels of the image, ``(detections, 4)``.
         scores: Their scores in 0..1, ``(detections,)``.
         labels: Their labels, ``(detections,)``.
-        score_thr: Detections with this score are compared.
-        at_least: If there are fewer, as many of the best are.
+        score_thr: Minimum score of the detections to compare.
+        at_least: Minimum number of detections to compare, even with lower scores.
 
     Returns:
-        tuple[float, float]: The largest difference of a coordinate, in pixels, and of a score; infinite if one has a
-        detection of a class that the other has none of.
+        tuple[float, float]: The largest difference of a coordinate in pixels, and of a score; infinite if only one of
+        the two has detections of a class.
     """
     expected = detector(image, score_thr=0).pred_instances
     a = tuple(expected[name].numpy() for name in ('bboxes', 'scores', 'labels'))
@@ -311,18 +295,18 @@ def _nearest(a: tuple[np.ndarray, ...], b: tuple[np.ndarray, ...], least: float)
             return np.full(2, np.inf)
         apart = np.stack([np.abs(b[0][same] - box).max(1), np.abs(b[1][same] - score)])
         nearest = (apart.T / (BOX_TOLERANCE, SCORE_TOLERANCE)).max(1).argmin()
-        worst = np.maximum(worst, apart[:, nearest])  # which keeps NaN, unlike max()
+        worst = np.maximum(worst, apart[:, nearest])  # keeps NaN, unlike max()
     return worst
 
 
 def _pixels(detector: Detector, image: np.ndarray) -> np.ndarray:
-    """The image after the test pipeline: uint8, ``(height, width, 3)``, BGR."""
+    """Return the image after the test pipeline, BGR, uint8 ``(height, width, 3)``."""
     inputs = pseudo_collate([detector.pipeline(image)])['inputs'][0]
     return np.ascontiguousarray(inputs.numpy().transpose(1, 2, 0))
 
 
 def _scene(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """A seeded picture with areas, edges and grain, uint8 ``(height, width, 3)``."""
+    """Return a seeded image with areas, edges and grain, uint8 ``(height, width, 3)``."""
     generator = np.random.default_rng(seed)
     areas = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
     smooth = cv2.resize(areas, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -339,31 +323,31 @@ def _quantize(detector: Detector, source: Path, destination: Path) -> None:
     ranks = {weight.name: len(weight.dims) for weight in graph.initializer}
     logging.disable(logging.WARNING)  # advice to optimize the graph first
     try:
-        # MatMul is where the weights are; the convolution over patches in 8 bits is slower on a CPU, and coarser.
-        # Of LW-DETR's groups of weights, which have three dimensions, ONNX Runtime writes but does not run int8.
+        # Nearly all weights are in MatMul; in 8 bits the patch convolution is slower on a CPU and less accurate. ONNX
+        # Runtime writes LW-DETR's three-dimensional weights of groups in int8, but cannot run them.
         quantize_dynamic(
             source, destination, op_types_to_quantize=['MatMul', 'Gemm'], per_channel=True,
             weight_type=QuantType.QInt8, nodes_to_exclude=[
                 node.name for node in graph.node if any(ranks.get(name, 2) != 2 for name in node.input)])
     finally:
         logging.disable(logging.NOTSET)
-    # what is written may not run
+    # ONNX Runtime may not run what it wrote
     _run(destination, [_pixels(detector, _scene(*CHECKED_SIZES[0]))[None]])
 
 
 def _run(path: Path, batches: list[np.ndarray]) -> list[list[np.ndarray]]:
-    """The outputs of a file for each batch, from ONNX Runtime."""
+    """Run a file in ONNX Runtime; return its outputs for each batch."""
     import onnxruntime
 
     try:
         session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
         return [session.run(None, {'images': images}) for images in batches]
-    except Exception as error:  # onnxruntime's have no base class of their own
-        raise UserError(f'ONNX Runtime does not run what was exported, which is not written: {error}') from error
+    except Exception as error:  # onnxruntime's exceptions have no common base class
+        raise UserError(f'ONNX Runtime cannot run the exported model, which is not written: {error}') from error
 
 
 def _finish(path: Path, metadata: dict[str, str]) -> None:
-    """Write the metadata; drop the output that only the check needs."""
+    """Add the metadata, and remove the output that only the check needs."""
     import onnx
 
     model = onnx.load(path)

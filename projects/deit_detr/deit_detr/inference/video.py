@@ -1,4 +1,4 @@
-"""Frames from videos and ScanNet scenes; pictures and videos, written whole or not at all."""
+"""Reading frames of videos and ScanNet scenes, and writing pictures and videos, whole or not at all."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,10 +12,10 @@ from deit_detr.files import replacing
 
 
 def scene_frames(scene: str | Path) -> list[Path]:
-    """Colour frames of a ScanNet scene in the order in which they were taken.
+    """Return the colour frames of a ScanNet scene in order of time.
 
     Args:
-        scene: Folder ``sceneXXXX_YY`` with ``color/*.jpg`` in it, frames named by numbers, padded with zeros or not.
+        scene: Folder ``sceneXXXX_YY`` with ``color/*.jpg``; the names are numbers, with or without leading zeros.
 
     Returns:
         list[Path]: The frames; empty if there are none.
@@ -24,16 +24,16 @@ def scene_frames(scene: str | Path) -> list[Path]:
 
 
 class VideoFrames:
-    """The frames of a video file, one at a time.
+    """Iterate once over the frames of a video file.
 
     Args:
         path: The video.
 
     Attributes:
-        fps (float): Frames a second; 25 where the file does not say.
+        fps (float): Frames per second; 25 if the file does not say.
 
     Raises:
-        UserError: If the file is missing, or OpenCV cannot read a frame of it.
+        UserError: If the file is missing, or OpenCV cannot read its first frame.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -41,7 +41,7 @@ class VideoFrames:
             raise UserError(f'{path}: no such file')
         with open(path, 'rb') as file:
             head = file.read(1024)
-        if b'\0' not in head or head.startswith((b'#EXTM3U', b'ffconcat')):  # FFmpeg opens what playlists name
+        if b'\0' not in head or head.startswith((b'#EXTM3U', b'ffconcat')):  # FFmpeg opens the files of a playlist
             raise UserError(f'{path}: neither an image nor a video: this is text')
         self._capture = cv2.VideoCapture(str(path))
         found, self._first = self._capture.read()
@@ -51,11 +51,11 @@ class VideoFrames:
         self._number = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
 
     def __len__(self) -> int:
-        """Number of frames, as far as the file says it; 0 where it does not."""
+        """Return the number of frames according to the file; 0 if it does not say."""
         return max(self._number, 0)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield uint8 arrays ``(height, width, 3)``, BGR. Can be run through once."""
+        """Yield BGR frames, uint8 ``(height, width, 3)``."""
         frame = self._first
         while frame is not None:
             yield frame
@@ -64,10 +64,10 @@ class VideoFrames:
 
 
 def write_picture(path: str | Path, picture: Image.Image) -> None:
-    """Write a picture.
+    """Write a picture in the format of the file's suffix.
 
     Args:
-        path: File to write, in the format that its suffix says; one that is there is replaced. Its folder is made.
+        path: File to write. An existing file is replaced; missing folders are made.
         picture: The picture.
 
     Raises:
@@ -75,19 +75,19 @@ def write_picture(path: str | Path, picture: Image.Image) -> None:
     """
     with replacing(path) as part:
         try:
-            picture.save(part, quality=92)  # in those formats that have one
+            picture.save(part, quality=92)  # of formats that have one
         except ValueError:
-            raise UserError(f'{path}: the name has to end as a picture does, .jpg or .png') from None
+            raise UserError(f'{path}: the name has to end in the suffix of a picture, such as .jpg or .png') from None
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> int:
     """Write an MPEG-4 video (``mp4v``).
 
     Args:
-        path: File to write, ``*.mp4``; one that is there is replaced. Its folder is made.
-        frames: uint8 arrays ``(height, width, 3)``, BGR, of one size. Of an odd width or height the encoder drops the
-            last column or row.
-        fps: Frames a second.
+        path: File to write, ``*.mp4``. An existing file is replaced; missing folders are made.
+        frames: BGR frames of one size, uint8 ``(height, width, 3)``. The encoder drops the last column of an odd width
+            and the last row of an odd height.
+        fps: Frames per second.
 
     Returns:
         int: Number of frames written.
@@ -102,11 +102,11 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> i
                 size = size or frame.shape
                 if not number and not writer.open(
                         str(part), cv2.VideoWriter_fourcc(*'mp4v'), fps, (size[1], size[0])):
-                    raise UserError(f'{path}: cannot be written, or this OpenCV has no MPEG-4 encoder')
+                    raise UserError(f'{path}: cannot be written, or OpenCV was built without an MPEG-4 encoder')
                 if frame.shape != size:
                     raise UserError(
                         f'{path}: frame {number} is {frame.shape[1]}x{frame.shape[0]}, the first was '
-                        f'{size[1]}x{size[0]}; the frames of a video need one size')
+                        f'{size[1]}x{size[0]}; all frames of a video need one size')
                 writer.write(frame)
                 number += 1
         finally:
@@ -114,6 +114,6 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> i
         if not number:
             raise UserError(f'{path}: there are no frames to write')
         written = int(cv2.VideoCapture(str(part)).get(cv2.CAP_PROP_FRAME_COUNT))
-        if written != number:  # OpenCV says nothing when the disk is full
+        if written != number:  # OpenCV raises no error when the disk is full
             raise UserError(f'{path}: only {written} of {number} frames could be written. Is the disk full?')
     return number

@@ -1,4 +1,4 @@
-"""A detector in the browser, with Gradio, on this machine only."""
+"""A web page for a detector, made with Gradio and served to this machine only."""
 
 import os
 import time
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def launch(detector: Detector, title: str, port: int = 7860) -> 'gradio.Blocks':
-    """Serve the page at 127.0.0.1, in the background; nothing is sent to anybody else.
+    """Serve the page at 127.0.0.1 in the background; nothing is sent to other machines.
 
     Args:
-        detector: What detects.
+        detector: The detector.
         title: Heading of the page.
         port: The port.
 
     Returns:
-        gradio.Blocks: With ``local_url``, ``block_thread()`` and ``close()``.
+        gradio.Blocks: The running page, with ``local_url``, ``block_thread()`` and ``close()``.
 
     Raises:
         UserError: If Gradio is not installed, or the port is taken.
@@ -31,26 +31,26 @@ def launch(detector: Detector, title: str, port: int = 7860) -> 'gradio.Blocks':
     app = build_app(detector, title)
     import gradio
 
-    # the default theme asks Google for its fonts
+    # the default theme loads fonts from Google
     theme = gradio.themes.Default(font=['system-ui', 'sans-serif'], font_mono=['monospace'])
     try:
         app.launch(
             server_name='127.0.0.1', server_port=port, share=False, theme=theme, footer_links=[], max_file_size='50mb',
             ssr_mode=False, prevent_thread_lock=True, quiet=True)
     except OSError as error:
-        raise UserError(f'port {port}: cannot be used ({error}). Name another one with --port') from None
+        raise UserError(f'port {port}: cannot be used ({error}). Choose another one with --port') from None
     return app
 
 
 def build_app(detector: Detector, title: str) -> 'gradio.Blocks':
-    """Make the page: upload, threshold, picture, table of boxes, time.
+    """Build the page: upload, threshold, picture, table of boxes, time.
 
     Args:
-        detector: What detects.
+        detector: The detector.
         title: Heading of the page.
 
     Returns:
-        gradio.Blocks: To be launched.
+        gradio.Blocks: The page, not launched yet.
 
     Raises:
         UserError: If Gradio is not installed.
@@ -93,7 +93,7 @@ def build_app(detector: Detector, title: str) -> 'gradio.Blocks':
             with gradio.Column():
                 picture = gradio.Image(
                     label='Detections', show_label=False, interactive=False, format='png',
-                    buttons=['download', 'fullscreen'])  # the third would upload the picture
+                    buttons=['download', 'fullscreen'])  # the third button would upload the picture
                 table = gradio.Dataframe(
                     headers=['class', 'score', 'x1', 'y1', 'x2', 'y2'], label='Boxes, in pixels', interactive=False)
         image.change(detect, [image, score_thr], [sample, picture, table, timing], api_name='detect')

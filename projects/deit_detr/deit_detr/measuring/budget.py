@@ -18,28 +18,27 @@ from deit_detr.machine import GB, describe, peak_memory
 class BudgetTrainLoop(EpochBasedTrainLoop):
     """mmengine's epoch loop with a clock: it stops, decays the learning rate and evaluates by the time spent training.
 
-    The clock runs from the moment a batch is asked for until its step is done on the device, logging included. It
-    stands still during start-up, evaluation and checkpoints. The share of the budget that is spent is the
-    ``progress``, 0..1, and everything else follows it: evaluations, the end (the last step may run over it), and the
-    learning rate. After each step the rate is where the recipe's own schedule has it after the same share of its
-    epochs: the schedule is stretched or shrunk as a whole, warm-up included, and ends with the budget. Nothing has to
-    be known about the speed of a step beforehand, and a slow minute of the machine shifts nothing. Hooks that count
-    steps or epochs (of a moving average, say) are not fitted.
+    The clock runs from the request for a batch until its step is done on the device, logging included. It stands still
+    during start-up, evaluation and checkpoints. ``progress``, 0..1, is the share of the budget that is spent. It
+    decides when to evaluate, when to stop (the last step may exceed the budget) and the learning rate: after each step
+    the rate is that of the recipe's schedule after the same share of its epochs. So the whole schedule, warm-up
+    included, is stretched or shrunk to the budget, without knowing the speed of a step, and a slow minute of the
+    machine shifts nothing. Hooks that count steps or epochs, such as a moving average, are not fitted.
 
-    Without ``minutes``, ``progress`` is the share of the recipe's own steps: an ordinary run, with a clock.
+    Without ``minutes``, ``progress`` is the share of the recipe's steps: an ordinary run with a clock.
 
-    The schedulers have to count steps, not epochs, and mmengine's ``ParamSchedulerHook`` has to be off:
-    :func:`deit_detr.measuring.race.contestant` sees to both.
+    The schedulers must count steps, not epochs, and mmengine's ``ParamSchedulerHook`` must be off:
+    :func:`deit_detr.measuring.race.race_config` does both.
 
-    ``clock.json`` in the work folder is written anew after each evaluation: steps, epochs, seconds of training, of CPU
-    time within them and of evaluation, peak memory, and the evaluations; ``finished`` is set at the end.
+    After each evaluation the loop rewrites ``clock.json`` in the work folder: steps, epochs, seconds of training, of
+    CPU time during training and of evaluation, peak memory, and the evaluations; ``finished`` is set at the end.
 
     Args:
         runner (Runner): The runner.
         dataloader (DataLoader | dict): The training data.
-        max_epochs (int): Length of the recipe's own schedule.
-        minutes (float | None): The budget of training time; without it ``max_epochs`` is the end.
-        evals (int): Evaluations, at equal shares of the run; the last one is at its end.
+        max_epochs (int): Length of the recipe's schedule.
+        minutes (float | None): Budget of training time; without it, training ends after ``max_epochs``.
+        evals (int): Number of evaluations, at equal shares of the run; the last one is at its end.
     """
 
     def __init__(
@@ -58,21 +57,21 @@ class BudgetTrainLoop(EpochBasedTrainLoop):
 
     @property
     def progress(self) -> float:
-        """The share of the run that is done, 0..1."""
+        """Share of the run that is done, 0..1."""
         if self.minutes is None:
             return self._iter / self._max_iters
         return min(1.0, self.seconds / (60 * self.minutes))
 
     @property
     def max_iters(self) -> int:
-        """Steps of the whole run: the recipe's until the clock runs, then an estimate, for the log's ETA."""
+        """Steps of the whole run: the recipe's before the first step, then an estimate, for the ETA in the log."""
         return round(self._iter / self.progress) if self._iter else self._max_iters
 
     def run(self) -> nn.Module:
         """Train until the budget is spent."""
         self.runner.call_hook('before_train')
         if self.minutes is not None:
-            # -1: where gradients are accumulated, the last step would count for more, and nobody knows its number
+            # -1: accumulated gradients of the last steps get no other weight, because the last step is unknown
             self.runner.optim_wrapper.initialize_count_status(self.runner.model, self._iter, -1)
         while self.progress < 1 and not self.stop_training:
             self.run_epoch()
@@ -81,7 +80,7 @@ class BudgetTrainLoop(EpochBasedTrainLoop):
         return self.runner.model
 
     def run_epoch(self) -> None:
-        """Train for an epoch, or less where the budget ends."""
+        """Train for an epoch, or until the budget ends."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         start, cpu_start = time.perf_counter(), time.process_time()
@@ -100,7 +99,7 @@ class BudgetTrainLoop(EpochBasedTrainLoop):
         self._epoch += 1
 
     def _advance_schedule(self) -> None:
-        """Bring the learning rate to where the recipe's own schedule has it at this share of the run."""
+        """Set the learning rate to that of the recipe's schedule at this share of the run."""
         target = int(self.progress * self._max_iters + 1e-6)
         for _ in range(self._schedule_step, target):
             for scheduler in self.runner.param_schedulers or []:
@@ -119,7 +118,7 @@ class BudgetTrainLoop(EpochBasedTrainLoop):
         self.eval_seconds += time.perf_counter() - start
         self.evaluations.append(dict(
             number=due, step=self._iter, epoch=self._iter / len(self.dataloader), seconds=self.seconds, lr=lr,
-            # mmdet reports nothing where the model finds nothing at all
+            # mmdet reports no metric if the model finds nothing
             AP=metrics.get('coco/bbox_mAP', 0.0), AP50=metrics.get('coco/bbox_mAP_50', 0.0)))
         self._write(finished=False)
 

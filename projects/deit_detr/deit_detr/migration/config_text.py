@@ -1,4 +1,4 @@
-"""Writing a config as a person would: short dicts on one line, repeated values by the name of a variable."""
+"""Write a config as a person would: short dicts on one line, repeated values as variables."""
 
 import textwrap
 from keyword import iskeyword
@@ -13,9 +13,9 @@ def config_text(header: list[str], variables: dict, settings: dict) -> str:
 
     Args:
         header: Lines of the comment at the top, without ``# ``.
-        variables: Values that get a name. Where one turns up again, the name is written; a string also where it
-            begins another string.
-        settings: The config proper.
+        variables: Values that get a name. The name replaces the value wherever it is repeated, and a string also at the
+            beginning of another string.
+        settings: The settings of the config.
 
     Returns:
         str: Python source; running it gives ``variables`` and ``settings``.
@@ -32,7 +32,7 @@ def config_text(header: list[str], variables: dict, settings: dict) -> str:
 
 
 def _format(value, indent: int, used: int, names: list) -> str:
-    """Source of a value that starts ``used`` columns into a line whose block is indented by ``indent``."""
+    """Return the source of a value that starts at column ``used`` of a line in a block indented by ``indent``."""
     for name, named in names:
         if type(value) is type(named) and value == named:
             return name
@@ -52,7 +52,7 @@ def _format(value, indent: int, used: int, names: list) -> str:
     one_line = opening + ', '.join(key + _format(item, 0, 0, names) for key, item in parts) + closing
     if '\n' not in one_line and used + len(one_line) <= _WIDTH:
         return one_line
-    if used == 0:  # only asked whether it fits on one line
+    if used == 0:  # the caller only asks whether it fits on one line
         return '\n'
     inner = ' ' * (indent + 4)
     if not any(key for key, _ in parts) and all(_is_short(item) for _, item in parts):

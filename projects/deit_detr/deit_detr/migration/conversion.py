@@ -1,5 +1,7 @@
-"""What a checkpoint conversion did with every tensor."""
+"""What a checkpoint conversion does with every tensor."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,48 +14,63 @@ from deit_detr.errors import UserError
 
 @dataclass
 class Conversion:
-    """The books of a conversion: each tensor of the source ends up in exactly one of the fields.
+    """A converted checkpoint: every tensor of the source is in exactly one of the fields.
 
     Attributes:
-        source (Path): The file that is converted.
-        state_dict (dict[str, Tensor]): New key to tensor.
-        dropped (dict[str, str]): Old key, or the name of another part of the checkpoint, to the reason.
-        left (list[str]): Old keys that no rule knows.
+        source (str | Path): The file that is converted.
+        state_dict (dict[str, Tensor]): Tensors by their new key.
+        dropped (dict[str, str]): Reason for each old key, or other part of the source, that is left out.
+        unknown (list[str]): Old keys that match no rule.
+        meta (dict): ``meta`` of the new checkpoint.
     """
 
-    source: Path
+    source: str | Path
     state_dict: dict[str, Tensor] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
-    left: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    meta: dict = field(default_factory=dict)
 
-    def require_complete(self, expected: str) -> None:
-        """Refuse a conversion with leftovers.
+    def rename(
+        self, tensors: dict[str, Tensor], rules: Sequence[tuple[str, str]], known: str, landmarks: dict[str, str],
+    ) -> None:
+        """Move all tensors to their new keys.
 
         Args:
-            expected: What the converter understands, for the message.
+            tensors: Tensors by their old key.
+            rules: A pattern for the whole old key and a template for the new one; the first that matches counts.
+            known: The models that the rules cover, for the message.
+            landmarks: New keys that every such model has, and their old names, for the message.
 
         Raises:
-            UserError: If a tensor was neither mapped nor dropped.
+            UserError: If a tensor matches no rule, or a landmark is missing.
         """
-        if self.left:
-            listed = '\n  '.join(sorted(self.left))
+        for key, tensor in tensors.items():
+            new_key = next((match.expand(new) for old, new in rules if (match := re.fullmatch(old, key))), None)
+            if new_key is None or new_key in self.state_dict:
+                self.unknown.append(key)
+            else:
+                self.state_dict[new_key] = tensor
+        if self.unknown:
+            listed = '\n  '.join(sorted(self.unknown))
             raise UserError(
-                f'{self.source}: no rule for {len(self.left)} tensors; {expected}. Nothing was written. '
-                f'What is left:\n  {listed}')
+                f'{self.source}: no rule for {len(self.unknown)} tensors; there are rules for {known}. '
+                f'Nothing was written. Tensors without a rule:\n  {listed}')
+        missing = [old for new, old in landmarks.items() if new not in self.state_dict]
+        if missing:
+            raise UserError(f'{self.source}: not a whole {known}: {", ".join(missing)} missing')
 
-    def save(self, destination: str, meta: dict) -> None:
-        """Write the result and print the books.
+    def save(self, destination: str | Path) -> None:
+        """Write the new checkpoint and print what was done.
 
         Args:
             destination: Path of the new checkpoint.
-            meta: Becomes ``meta`` of the checkpoint.
 
         Raises:
             UserError: If the destination is the source.
         """
-        if Path(destination).resolve() == self.source.resolve():
+        if Path(destination).resolve() == Path(self.source).resolve():
             raise UserError(f'{destination}: source and destination are the same file')
-        save_checkpoint_file(dict(meta=meta, state_dict=self.state_dict), destination)
+        save_checkpoint_file(dict(meta=self.meta, state_dict=self.state_dict), destination)
         reasons = {}
         for name, reason in self.dropped.items():
             reasons.setdefault(reason, []).append(name)
@@ -64,22 +81,22 @@ class Conversion:
 
 
 def without_position(tensors: dict[str, Tensor], key: str, index: int, source: str | Path) -> Tensor:
-    """Leave one position out of a position embedding.
+    """Remove one position from a position embedding.
 
     Args:
         tensors: A state dict.
-        key: The embedding's, of shape (1, N, C).
-        index: The position.
+        key: Key of the embedding, of shape (1, N, C).
+        index: The position to remove.
         source: The file, for the message.
 
     Returns:
-        Tensor: (1, N - 1, C), with memory of its own.
+        Tensor: A copy of shape (1, N - 1, C).
 
     Raises:
-        UserError: If there is no such embedding, or it has another shape.
+        UserError: If the embedding is missing or has another shape.
     """
     embedding = tensors.get(key)
     if embedding is None or embedding.ndim != 3 or embedding.shape[1] < 2:
         shape = 'missing' if embedding is None else f'of shape {tuple(embedding.shape)}'
-        raise UserError(f'{source}: {key} is {shape}; (1, positions, channels) is needed, with those of all tokens')
+        raise UserError(f'{source}: {key} is {shape}; it should be (1, positions, channels), with those of all tokens')
     return torch.cat((embedding[:, :index], embedding[:, index + 1:]), 1)

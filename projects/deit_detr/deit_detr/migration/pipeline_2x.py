@@ -1,13 +1,13 @@
-"""Data pipelines of mmdet 2.x to 3.x."""
+"""Translate the data pipelines of a 2.x config."""
 
 from deit_detr.migration.untranslated import take, take_if
 
-#: Transforms whose name and arguments are the same in 3.x.
+#: Transforms with the same name and arguments in 3.x.
 _SAME_TRANSFORMS = {'PhotoMetricDistortion', 'Expand', 'MinIoURandomCrop', 'CutOut'}
 
 
 def translate_transforms(old: list, preprocessor: dict) -> list[dict]:
-    """Translate the transforms of a pipeline; those that moved into the data preprocessor go there."""
+    """Translate the transforms of a pipeline."""
     new = []
     for step in old:
         name = step['type']
@@ -22,7 +22,7 @@ def translate_transforms(old: list, preprocessor: dict) -> list[dict]:
 
 
 def _move_to_preprocessor(preprocessor: dict, step: dict, values: dict) -> None:
-    """Take settings that train and test share in 3.x; where two pipelines differ, the second's are left over."""
+    """Move settings that all pipelines share in 3.x; where two differ, those of the second are not translated."""
     for old_name, (new_name, value) in values.items():
         if preprocessor.setdefault(new_name, value) == value:
             step.pop(old_name, None)
@@ -46,7 +46,7 @@ def _flip(step: dict, _) -> list[dict]:
 def _resize(step: dict, _) -> list[dict]:
     scales = step.pop('img_scale')
     mode, ratio_range = step.pop('multiscale_mode', 'range'), step.pop('ratio_range', None)
-    # 3.x always resizes anew, and its default for keep_ratio is the other one
+    # 3.x has no override, and another default for keep_ratio
     step.pop('override', None)
     take_if(step, 'backend', 'cv2')
     options = dict(keep_ratio=step.pop('keep_ratio', True))
@@ -68,7 +68,7 @@ def _crop(step: dict, _) -> list[dict]:
     options = take(step, 'crop_type', 'allow_negative_crop', 'recompute_bbox', 'bbox_clip_border')
     size = tuple(step.pop('crop_size'))
     if options.get('crop_type', 'absolute') != 'absolute_range':
-        size = size[::-1]  # 2.x: height, width; 3.x: width, height. Of absolute_range both are bounds for both
+        size = size[::-1]  # height, width in 2.x, width, height in 3.x; absolute_range bounds both by both
     return [dict(type='RandomCrop', crop_size=size, **options)]
 
 
@@ -80,7 +80,7 @@ def _auto_augment(step: dict, preprocessor: dict) -> list[dict]:
 
 
 def _multi_scale_flip(step: dict, preprocessor: dict) -> list[dict]:
-    """Unroll for one scale without flipping; more than that, test-time augmentation, is left over."""
+    """Unroll for one scale without flipping; test-time augmentation is not translated."""
     scales = step.get('img_scale')
     several = isinstance(scales, list)
     for transform in step['transforms']:
@@ -110,7 +110,7 @@ def _pad(step: dict, preprocessor: dict) -> list[dict]:
 
 
 def _collect(step: dict, _) -> list[dict]:
-    """What PackDetInputs does anyway is taken; other keys are left over."""
+    """Take out the keys that PackDetInputs handles; other keys are not translated."""
     keys = step.get('keys', [])
     if set(keys) <= {'img', 'gt_bboxes', 'gt_labels'}:
         step.pop('keys', None)

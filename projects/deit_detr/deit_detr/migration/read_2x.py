@@ -1,4 +1,4 @@
-"""Reading a config of mmdet 2.x, also when the files it inherits from are not where it says."""
+"""Read a config of mmdet 2.x, even if the files that it inherits from are not where it says."""
 
 import ast
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from mmengine.config import Config
 from deit_detr.config_values import ConfigValues, parse_config
 from deit_detr.errors import UserError
 
-#: What mmdet 2.28's `configs/_base_/default_runtime.py` sets, for configs that come without their mmdet checkout.
+#: Settings of `configs/_base_/default_runtime.py` of mmdet 2.28, for configs that come without their mmdet checkout.
 _DEFAULT_RUNTIME = """
 checkpoint_config = dict(interval=1)
 log_config = dict(interval=50, hooks=[dict(type='TextLoggerHook')])
@@ -26,18 +26,18 @@ auto_scale_lr = dict(enable=False, base_batch_size=16)
 
 #: Settings that only mmdet 3.x configs have.
 _ONLY_3X = {'train_dataloader', 'val_evaluator', 'optim_wrapper', 'default_hooks', 'default_scope', 'train_cfg'}
-#: More files than a config inherits from.
+#: More files than any config inherits from.
 _MAX_BASES = 20
 
 
 @dataclass
-class LegacyConfig:
-    """A 2.x config with everything it inherits.
+class Config2x:
+    """A 2.x config with everything that it inherits.
 
     Attributes:
-        settings (dict): The merged config as plain dicts, lists and tuples, variables of the files among them.
-        variables (set[str]): The names that the files read again, such as ``img_norm_cfg``.
-        notes (list[str]): A sentence for each base file that was not where the config says.
+        settings (dict): The merged config as plain dicts, lists and tuples, including variables of the files.
+        variables (set[str]): Names that the files read again, such as ``img_norm_cfg``.
+        notes (list[str]): A sentence for each base file that is not where the config says.
     """
 
     settings: dict = field(default_factory=dict)
@@ -45,39 +45,39 @@ class LegacyConfig:
     notes: list[str] = field(default_factory=list)
 
 
-def read_config_2x(path: str | Path) -> LegacyConfig:
+def read_config_2x(path: str | Path) -> Config2x:
     """Read a 2.x config without running it.
 
-    A file of ``_base_`` that is missing is looked for by its name beside the config that names it; for mmdet's
-    ``default_runtime.py`` the values of mmdet 2.28 stand in.
+    If a file of ``_base_`` is missing, a file of the same name beside the config is taken; for ``default_runtime.py``,
+    the values of mmdet 2.28.
 
     Args:
         path: The config.
 
     Returns:
-        LegacyConfig: Settings, variables and notes.
+        Config2x: Settings, variables and notes.
 
     Raises:
-        UserError: If a file is missing, is not a config, holds code, or is one of mmdet 3.x.
+        UserError: If a file is missing, is not a config, contains code, or is a config of mmdet 3.x.
     """
-    path, config = Path(path), LegacyConfig()
+    path, config = Path(path), Config2x()
     if path.suffix != '.py':
-        raise UserError(f'{path}: a Python config (.py) is expected')
+        raise UserError(f'{path}: not a Python config (.py)')
     config.settings = _read_file(path, config, ConfigValues(), [])
     newer = sorted(_ONLY_3X & config.settings.keys())
     if newer:
         raise UserError(
-            f'{path}: it, or a file that it inherits from, is a config of mmdet 3.x already: it sets '
+            f'{path}: this config, or a file that it inherits from, is for mmdet 3.x already: it sets '
             f'{", ".join(newer)}. If `_base_` points into an mmdet checkout, check out v2.28.2 there')
     return config
 
 
-def _read_file(path: Path, config: LegacyConfig, values: ConfigValues, seen: list[Path]) -> dict:
-    """Settings of a file, merged into those that it inherits; ``seen`` are the files read so far."""
+def _read_file(path: Path, config: Config2x, values: ConfigValues, seen: list[Path]) -> dict:
+    """Return the settings of a file, merged into those that it inherits; ``seen`` holds the files read so far."""
     if not path.is_file():
         raise UserError(f'{path}: no such config file')
     if path.resolve() in seen or len(seen) > _MAX_BASES:
-        raise UserError(f'{path}: field `_base_`: inherited twice or by itself, or one of more than {_MAX_BASES} files')
+        raise UserError(f'{path}: field `_base_`: inherited twice or by itself, or more than {_MAX_BASES} files')
     seen.append(path.resolve())
     tree = parse_config(path)
     config.variables |= {
@@ -117,20 +117,20 @@ def _base_names(path: Path, tree: ast.Module) -> list[str]:
             names = [names] if isinstance(names, str) else names
             if not isinstance(names, list) or len(names) > _MAX_BASES or not all(
                     isinstance(name, str) for name in names):
-                raise UserError(f'{path}, line {node.lineno}: `_base_` is not a plain string or list')
+                raise UserError(f'{path}, line {node.lineno}: `_base_` is not a string or a list of strings')
             return names
     return []
 
 
 def _find_base(path: Path, base: str, notes: list[str]) -> Path | None:
-    """Where a base file is; ``None`` stands for mmdet's default runtime."""
+    """Return the path of a base file; ``None`` stands for mmdet's default runtime."""
     named, beside = path.parent / base, path.parent / Path(base).name
     if named.is_file():
         return named
     if beside.is_file():
-        notes.append(f'{base}: not there; the one beside {path.name} was taken')
+        notes.append(f'{base}: does not exist; the file beside {path.name} is used')
         return beside
     if named.name == 'default_runtime.py':
-        notes.append(f'{base}: not there; the values of mmdet 2.28 were taken')
+        notes.append(f'{base}: does not exist; the values of mmdet 2.28 are used')
         return None
-    raise UserError(f'{path}: field `_base_`: {base} is neither at {named} nor beside the config. Put it there')
+    raise UserError(f'{path}: field `_base_`: {base} is neither at {named} nor beside the config. Copy it there')

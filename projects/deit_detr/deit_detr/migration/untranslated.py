@@ -1,10 +1,10 @@
-"""Taking a config apart: what is translated is taken out, so that what is left was not translated."""
+"""Helpers that take translated settings out of a config; what remains was not translated."""
 
 from collections.abc import Iterator
 
 
 def unshared(value):
-    """Copy a config so that no two places of it are the same object: they are taken apart one by one."""
+    """Copy a config so that no two places share an object, because settings are taken out of each place."""
     if isinstance(value, dict):
         return {key: unshared(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -13,7 +13,7 @@ def unshared(value):
 
 
 def leaves(value, path: str) -> Iterator[tuple[str, object]]:
-    """Yield (path, value) of everything that is left in a taken-apart config."""
+    """Yield path and value of everything that is left in a config."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from leaves(item, f'{path}.{key}' if path else str(key))
@@ -25,18 +25,18 @@ def leaves(value, path: str) -> Iterator[tuple[str, object]]:
 
 
 def shortened(value) -> str:
-    """The value as source, cut after 80 characters."""
+    """Return the value as source, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f'{text[:77]}...'
 
 
 def take(old: dict, *names: str) -> dict:
-    """Take the arguments that keep their name and value."""
+    """Remove and return the arguments that keep their name and value in 3.x."""
     return {name: old.pop(name) for name in names if name in old}
 
 
 def take_if(old: dict, name: str, *known) -> bool:
-    """Take an argument if its value is one of those known to need no translation; otherwise it is left over."""
+    """Remove an argument if its value needs no translation; return whether it is gone."""
     if name in old and old[name] in known:
         del old[name]
         return True
@@ -44,7 +44,7 @@ def take_if(old: dict, name: str, *known) -> bool:
 
 
 def holds(config, value: dict | list | tuple) -> bool:
-    """Whether a value is somewhere in a config: itself, as a part of a dict, or item by item of a list."""
+    """Return whether a config contains a value: as it is, as part of a dict, or as the items of a list."""
     def matches(node) -> bool:
         if isinstance(value, dict) and isinstance(node, dict):
             return value.items() <= node.items()

@@ -1,28 +1,31 @@
-"""Attention that never holds the attention matrix."""
+"""Attention modules that replace mmcv's and never hold the whole attention matrix."""
 
 import math
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks.transformer import MultiheadAttention
+from mmcv.ops import MultiScaleDeformableAttention
 from torch import Tensor, nn
+
+from deit_detr.models.deformable_attention import PortableDeformableAttention
 
 
 class FusedAttention(nn.Module):
     """mmcv's ``MultiheadAttention`` through :func:`torch.nn.functional.scaled_dot_product_attention`.
 
-    mmcv asks ``torch.nn.MultiheadAttention`` for the attention weights and throws them away. At 3350 tokens and 8 heads
-    they are 0.36 GB a layer, and asking for them keeps PyTorch from using a kernel that never makes them. This module
-    takes over the parameters of a plain one, so state-dict keys stay as they are.
+    mmcv asks ``torch.nn.MultiheadAttention`` for the attention weights and discards them. At 3350 tokens and 8 heads
+    they take 0.36 GB a layer, and PyTorch cannot use a fused kernel. This module takes over the parameters of a plain
+    one, so state-dict keys do not change.
 
-    Dropout on the attention weights is part of CUDA's kernels. The CPU's kernel has none: there, training with dropout
-    goes through :func:`attention_with_dropout`.
+    CUDA's fused kernels support dropout on the attention weights. The CPU's kernel does not: training with dropout
+    uses :func:`attention_with_dropout` there.
 
     Args:
         plain (MultiheadAttention): The module to replace. Its submodules are shared, not copied.
 
     Raises:
-        ValueError: If the plain module is not batch-first, or its keys and values have widths or biases of their own.
+        ValueError: If the plain module is not batch-first, or uses kdim, vdim, add_bias_kv or add_zero_attn.
     """
 
     def __init__(self, plain: MultiheadAttention) -> None:
@@ -30,43 +33,36 @@ class FusedAttention(nn.Module):
         if not plain.batch_first:
             raise ValueError('FusedAttention needs batch_first=True')
         if plain.attn.in_proj_weight is None or plain.attn.bias_k is not None or plain.attn.add_zero_attn:
-            raise ValueError('FusedAttention does not know kdim, vdim, add_bias_kv and add_zero_attn')
+            raise ValueError('FusedAttention does not support kdim, vdim, add_bias_kv and add_zero_attn')
         self.attn = plain.attn
         self.proj_drop = plain.proj_drop
         self.dropout_layer = plain.dropout_layer
 
     def forward(
-        self,
-        query: Tensor,
-        key: Tensor | None = None,
-        value: Tensor | None = None,
-        identity: Tensor | None = None,
-        query_pos: Tensor | None = None,
-        key_pos: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        key_padding_mask: Tensor | None = None,
-        **kwargs,
+        self, query: Tensor, key: Tensor | None = None, value: Tensor | None = None, identity: Tensor | None = None,
+        query_pos: Tensor | None = None, key_pos: Tensor | None = None, attn_mask: Tensor | None = None,
+        key_padding_mask: Tensor | None = None, **kwargs,
     ) -> Tensor:
-        """As mmcv's, for the arguments that DETR and its relatives use.
+        """Attend as mmcv's module does, and add ``identity``.
 
         Args:
             query (Tensor): ``(batch, queries, channels)``.
-            key (Tensor, optional): ``(batch, keys, channels)``; the query when left out.
-            value (Tensor, optional): As ``key``, which it is when left out.
-            identity (Tensor, optional): What the result is added to; the query when left out.
+            key (Tensor, optional): ``(batch, keys, channels)``. Default: ``query``.
+            value (Tensor, optional): ``(batch, keys, channels)``. Default: ``key``.
+            identity (Tensor, optional): ``(batch, queries, channels)``. Default: ``query``.
             query_pos (Tensor, optional): Added to ``query``.
-            key_pos (Tensor, optional): Added to ``key``; ``query_pos`` when left out and of the same shape.
-            attn_mask (Tensor, optional): bool, ``(queries, keys)``; True where a query must not see a key, as between
-                the denoising groups of DINO. Every query has to see some key.
-            key_padding_mask (Tensor, optional): bool, ``(batch, keys)``; True where a key is padding. ``None``, not a
-                mask of False, when nothing is padded: without a mask the faster kernels apply.
-            **kwargs: Not looked at, as in mmcv's: mmdet hands a decoder layer's arguments to both of its attentions.
+            key_pos (Tensor, optional): Added to ``key``. Default: ``query_pos`` if it has the shape of ``key``.
+            attn_mask (Tensor, optional): bool, ``(queries, keys)``; True where a query must not attend to a key, as
+                between the denoising groups of DINO. Each query needs at least one key.
+            key_padding_mask (Tensor, optional): bool, ``(batch, keys)``; True where a key is padding. Pass ``None``
+                when nothing is padded: the faster kernels take no mask.
+            **kwargs: Ignored, as in mmcv: mmdet passes a decoder layer's arguments to both of its attentions.
 
         Returns:
             Tensor: ``(batch, queries, channels)``.
 
         Raises:
-            ValueError: If ``attn_mask`` is of another shape or type: of numbers to add, or a mask for each head.
+            ValueError: If ``attn_mask`` has another shape or type.
         """
         if attn_mask is not None and (attn_mask.dtype != torch.bool or attn_mask.dim() != 2):
             raise ValueError('FusedAttention needs a boolean attn_mask of (queries, keys)')
@@ -107,19 +103,19 @@ def _project(x: Tensor, weight: Tensor, bias: Tensor | None, start: int, stop: i
 
 def attention_with_dropout(
     q: Tensor, k: Tensor, v: Tensor, takes_part: Tensor | None, dropout: float, block: int = 128) -> Tensor:
-    """Attention with dropout on its weights, for devices whose fused kernel has no dropout.
+    """Attend with dropout on the weights, on devices whose fused kernel has no dropout.
 
-    Of the matrix one block of queries is held at a time; the backward pass computes it again. What stays is one byte
-    for each weight: whether it was dropped.
+    Only one block of queries is in memory at a time, and the backward pass computes it again. One byte is kept for
+    each weight: whether it was dropped.
 
     Args:
         q (Tensor): ``(batch, heads, queries, channels)``.
         k (Tensor): ``(batch, heads, keys, channels)``.
         v (Tensor): As ``k``.
         takes_part (Tensor, optional): bool, broadcast to ``(batch, heads, queries, keys)``; False where a query must
-            not see a key.
-        dropout (float): Probability of a weight to be dropped, in 0..1, in steps of 1 / 65536.
-        block (int): Queries at a time.
+            not attend to a key.
+        dropout (float): Probability of dropping a weight, in 0..1, rounded to 1 / 65536.
+        block (int): Queries in a block.
 
     Returns:
         Tensor: ``(batch, heads, queries, channels)``.
@@ -132,8 +128,8 @@ def attention_with_dropout(
 class _AttentionInBlocks(torch.autograd.Function):
     """``(softmax(q @ k.T) * keep) @ v``.
 
-    Results are written into tensors that are there from the start: small ones allocated between the blocks' large
-    temporaries would keep these from being used again.
+    Results are written into preallocated tensors: small allocations between the blocks' large temporaries would
+    keep that memory from being reused.
     """
 
     @staticmethod
@@ -174,18 +170,19 @@ class _AttentionInBlocks(torch.autograd.Function):
 
 
 def draw_kept(shape: tuple[int, ...], dropout: float) -> Tensor:
-    """Draw which weights stay: bool, False with a probability of ``dropout``, on the CPU.
+    """Draw a dropout mask on the CPU: bool, False with probability ``dropout``.
 
-    One 64-bit draw decides four of them; ``bernoulli_`` takes longer than the attention itself.
+    One 64-bit draw decides four weights; ``bernoulli_`` takes longer than the attention itself.
     """
     number = math.prod(shape)
     draws = torch.empty(-(-number // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
     return (draws.view(torch.int16)[:number] >= round(65536 * dropout) - 32768).view(shape)
 
 
-def fuse_attention(module: nn.Module) -> None:
-    """Replace every plain ``MultiheadAttention`` inside a module by a :class:`FusedAttention` that takes it over."""
+def replace_attention(module: nn.Module) -> None:
+    """Replace mmcv's attention modules inside a module by this project's, which take over their parameters."""
+    classes = {MultiheadAttention: FusedAttention, MultiScaleDeformableAttention: PortableDeformableAttention}
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if type(child) is MultiheadAttention:
-                setattr(parent, name, FusedAttention(child))
+            if type(child) in classes:
+                setattr(parent, name, classes[type(child)](child))

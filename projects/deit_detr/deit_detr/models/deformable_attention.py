@@ -1,21 +1,21 @@
-"""Deformable attention on every device, with or without a CUDA build of mmcv."""
+"""Deformable attention on every device, with or without compiled mmcv operators."""
 
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
 from mmcv_ops.deformable_attention import choose_kernel
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class PortableDeformableAttention(MultiScaleDeformableAttention):
-    """mmcv's ``MultiScaleDeformableAttention`` with a kernel that is there (arXiv 2010.04159).
+    """mmcv's ``MultiScaleDeformableAttention`` (arXiv 2010.04159) with a kernel that exists on the device.
 
-    mmcv takes its operator for every CUDA tensor, and one that was compiled for the CPU only fails in the first step.
-    Here :func:`mmcv_ops.deformable_attention.choose_kernel` decides. This module takes over the parameters of a plain
-    one, so state-dict keys stay as they are; as a subclass it is initialized where mmdet looks for the plain class.
+    mmcv calls its compiled operator for every CUDA tensor, which fails if mmcv was compiled for the CPU only. Here
+    :func:`mmcv_ops.deformable_attention.choose_kernel` decides. This module takes over the parameters of a plain one,
+    so state-dict keys do not change. It is a subclass because mmdet initializes modules of the plain class.
 
-    Under autocast the projections are computed in its type, locations and sampling in float32: a location is a share
-    of the whole map, and bfloat16 has steps of 1/256 below 1, half a column of a map that is 134 wide. The compiled
-    operator does not know bfloat16 at all.
+    Under autocast the projections use its type, but locations and sampling use float32: locations are normalized to
+    the map, and a bfloat16 step of 1/256 is half a column of a map that is 134 wide. The compiled operator does not
+    support bfloat16.
 
     Args:
         plain (MultiScaleDeformableAttention): The module to replace. Its submodules are shared, not copied.
@@ -33,33 +33,23 @@ class PortableDeformableAttention(MultiScaleDeformableAttention):
             setattr(self, name, getattr(plain, name))
 
     def forward(
-        self,
-        query: Tensor,
-        key: Tensor | None = None,
-        value: Tensor | None = None,
-        identity: Tensor | None = None,
-        query_pos: Tensor | None = None,
-        key_padding_mask: Tensor | None = None,
-        reference_points: Tensor | None = None,
-        spatial_shapes: Tensor | None = None,
-        level_start_index: Tensor | None = None,
-        **kwargs,
+        self, query: Tensor, *, reference_points: Tensor, spatial_shapes: Tensor, level_start_index: Tensor,
+        value: Tensor | None = None, identity: Tensor | None = None, query_pos: Tensor | None = None,
+        key_padding_mask: Tensor | None = None, **kwargs,
     ) -> Tensor:
-        """As mmcv's.
+        """Attend as mmcv's module does, and add ``identity``.
 
         Args:
             query (Tensor): ``(batch, queries, channels)``.
-            key (Tensor, optional): Not looked at.
-            value (Tensor, optional): The maps of all levels, flattened, one after the other: ``(batch, tokens,
-                channels)``; the query when left out.
-            identity (Tensor, optional): What the result is added to; the query when left out.
+            reference_points (Tensor): Points (x, y) or boxes (cx, cy, w, h), normalized to each level's map,
+                ``(batch, queries, levels, 2 or 4)``.
+            spatial_shapes (Tensor): (height, width) of each level's map in tokens, int64, ``(levels, 2)``.
+            level_start_index (Tensor): Index of each level's first token, int64, ``(levels,)``.
+            value (Tensor, optional): Flattened maps of all levels, ``(batch, tokens, channels)``. Default: ``query``.
+            identity (Tensor, optional): ``(batch, queries, channels)``. Default: ``query``.
             query_pos (Tensor, optional): Added to ``query``.
             key_padding_mask (Tensor, optional): bool, ``(batch, tokens)``; True where a token is padding.
-            reference_points (Tensor): Points (x, y) or boxes (cx, cy, w, h) as shares of each level's map,
-                ``(batch, queries, levels, 2 or 4)``.
-            spatial_shapes (Tensor): (height, width) of each level's map, in tokens: int64, ``(levels, 2)``.
-            level_start_index (Tensor): Where each level starts among the tokens: int64, ``(levels,)``.
-            **kwargs: Not looked at: mmdet hands a decoder layer's arguments to both of its attentions.
+            **kwargs: Ignored, as in mmcv.
 
         Returns:
             Tensor: ``(batch, queries, channels)``.
@@ -89,11 +79,3 @@ class PortableDeformableAttention(MultiScaleDeformableAttention):
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def make_portable(module: nn.Module) -> None:
-    """Replace every plain deformable attention inside a module by one that takes it over and finds its kernel."""
-    for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            if type(child) is MultiScaleDeformableAttention:
-                setattr(parent, name, PortableDeformableAttention(child))

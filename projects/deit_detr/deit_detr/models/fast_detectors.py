@@ -1,7 +1,6 @@
-"""The relatives of DETR that learn in fewer epochs, with this project's attention in place of mmcv's.
+"""Conditional DETR, DAB-DETR, Deformable DETR and DINO with this project's attention in place of mmcv's.
 
-Parameters, state-dict keys and numbers are those of mmdet's classes; a checkpoint of either loads into the other,
-strictly.
+Parameters, state-dict keys and results are those of mmdet's classes: checkpoints load strictly in both directions.
 """
 
 import torch
@@ -10,30 +9,28 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor
 
-from deit_detr.models.attention import fuse_attention
-from deit_detr.models.deformable_attention import make_portable
+from deit_detr.models.attention import replace_attention
 from deit_detr.models.fast_detr import FastDETR
 
 
 class _HeadInFloat32:
-    """Under autocast, the head, the matching costs and the losses stay in float32.
+    """Keep the head, the matching costs and the losses in float32 under autocast.
 
-    mmdet adds the head's output in place to what it refines, in the type of the output: bfloat16 would round boxes by
-    up to 1.6 of 800 pixels.
+    mmdet refines boxes in place in the type of the head's output: bfloat16 would round them by up to 1.6 of 800 pixels.
     """
 
     def forward_transformer(self, *args, **kwargs) -> dict:
-        """As mmdet's; what goes to the head, in float32."""
+        """Run the transformer as mmdet does, and pass float32 to the head."""
         return {name: _in_float32(value) for name, value in super().forward_transformer(*args, **kwargs).items()}
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """As mmdet's."""
+        """Compute the losses as mmdet does."""
         head_inputs = self.forward_transformer(self.extract_feat(batch_inputs), batch_data_samples)
         with torch.autocast(batch_inputs.device.type, enabled=False):
             return self.bbox_head.loss(**head_inputs, batch_data_samples=batch_data_samples)
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
-        """As mmdet's."""
+        """Predict as mmdet does."""
         head_inputs = self.forward_transformer(self.extract_feat(batch_inputs), batch_data_samples)
         with torch.autocast(batch_inputs.device.type, enabled=False):
             results = self.bbox_head.predict(**head_inputs, rescale=rescale, batch_data_samples=batch_data_samples)
@@ -48,24 +45,23 @@ def _in_float32(value):
 
 @MODELS.register_module()
 class FastConditionalDETR(_HeadInFloat32, FastDETR, ConditionalDETR):
-    """mmdet's ``ConditionalDETR`` (arXiv 2108.06152); its encoder never holds the matrix of all pairs of tokens."""
+    """mmdet's ``ConditionalDETR`` (arXiv 2108.06152) with fused attention in the encoder."""
 
 
 @MODELS.register_module()
 class FastDABDETR(_HeadInFloat32, FastDETR, DABDETR):
-    """mmdet's ``DABDETR`` (arXiv 2201.12329); its encoder never holds the matrix of all pairs of tokens."""
+    """mmdet's ``DABDETR`` (arXiv 2201.12329) with fused attention in the encoder."""
 
 
 @MODELS.register_module()
 class FastDeformableDETR(_HeadInFloat32, DeformableDETR):
-    """mmdet's ``DeformableDETR`` (arXiv 2010.04159) on every device, with or without a CUDA build of mmcv."""
+    """mmdet's ``DeformableDETR`` (arXiv 2010.04159) on every device, with or without compiled mmcv operators."""
 
     def _init_layers(self) -> None:
         super()._init_layers()
-        make_portable(self)
-        fuse_attention(self.decoder)
+        replace_attention(self)
 
 
 @MODELS.register_module()
 class FastDINO(FastDeformableDETR, DINO):
-    """mmdet's ``DINO`` (arXiv 2203.03605) on every device, with or without a CUDA build of mmcv."""
+    """mmdet's ``DINO`` (arXiv 2203.03605) on every device, with or without compiled mmcv operators."""

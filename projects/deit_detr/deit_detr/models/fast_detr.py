@@ -1,4 +1,4 @@
-"""DETR, the same architecture, parameters and numbers, computed with less time and memory."""
+"""DETR with the same parameters and results as mmdet's, in less time and memory."""
 
 import random
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
-from deit_detr.models.attention import fuse_attention
+from deit_detr.models.attention import replace_attention
 
 
 @MODELS.register_module()
 class FastDETR(DETR):
-    """mmdet's ``DETR`` with fused attention; a checkpoint of either loads into the other, strictly.
+    """mmdet's ``DETR`` (arXiv 2005.12872) with fused attention; checkpoints load strictly in both directions.
 
-    Use it with :class:`FastDETRHead`. The padding mask is decided on the host, from the shapes in the metadata
-    (``DETR.pre_transformer``): a batch of equal images has none.
+    Use it with :class:`FastDETRHead`. ``DETR.pre_transformer`` makes a padding mask only if the images of a batch
+    differ in size, which it reads from the metadata on the host.
 
     Args:
         compile (dict, optional): Arguments of ``torch.compile`` for backbone, encoder and decoder, e.g. ``dict()``.
-            Each is one graph, but for training with dropout on a CPU. With ``dynamic=False`` there is one for each
-            shape, and from the ninth on PyTorch compiles no more (``torch._dynamo.config.recompile_limit``): see
-            :class:`BatchRandomResize`. The head is left out: matching leaves the graph anyway.
+            Each becomes one graph, except in training with dropout on a CPU. With ``dynamic=False`` there is one graph
+            for each shape, up to eight shapes (``torch._dynamo.config.recompile_limit``): use
+            :class:`BatchRandomResize`. The head is not compiled because matching runs on the host.
         *args: As for ``DETR``.
         **kwargs: As for ``DETR``.
     """
@@ -35,26 +35,26 @@ class FastDETR(DETR):
         if compile is not None:
             for module in self.backbone.modules():
                 if isinstance(module, DropPath):
-                    # mmpretrain sets a NumPy number, and an `if` on one of those splits the graph in every layer
+                    # mmpretrain sets a NumPy number; `if` on one breaks the graph in every layer
                     module.drop_prob = float(module.drop_prob)
             for module in (self.backbone, self.encoder, self.decoder):
                 module.compile(**compile)
 
     def _init_layers(self) -> None:
         super()._init_layers()
-        fuse_attention(self.encoder)
-        fuse_attention(self.decoder)
+        replace_attention(self.encoder)
+        replace_attention(self.decoder)
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum the losses; bring what will be logged to the host in one copy.
+        """Sum the losses, and copy the values to log to the host at once.
 
-        mmengine reads every logged value with ``item()``: twenty waits for the device a step.
+        mmengine would read each logged value with ``item()``: twenty waits for the device in a step.
 
         Args:
-            losses (dict[str, Tensor]): The losses as the head gives them.
+            losses (dict[str, Tensor]): The losses of the head.
 
         Returns:
-            tuple: The total loss, and the values to log, on the CPU.
+            tuple: The total loss, and the values to log on the CPU.
         """
         total, log_vars = super().parse_losses(losses)
         values = torch.stack([value.detach() for value in log_vars.values()]).cpu()
@@ -63,16 +63,16 @@ class FastDETR(DETR):
 
 @MODELS.register_module()
 class BatchRandomResize(nn.Module):
-    """Scale a training batch by one of a few factors: multi-scale training without padding, and with few shapes.
+    """Scale each training batch by one of a few factors: multi-scale training without padding and with few shapes.
 
-    A batch augmentation of ``DetDataPreprocessor``. mmdet's ``BatchSyncRandomResize`` draws sizes from a range,
-    truncates widths and ``img_shape`` (one column less than the image makes DETR build a padding mask), and reads what
-    it drew back from the device.
+    Use it in ``batch_augments`` of ``DetDataPreprocessor``. mmdet's ``BatchSyncRandomResize`` draws sizes from a range,
+    truncates ``img_shape`` (one column less than the image makes DETR build a padding mask), and reads the drawn size
+    back from the device.
 
     Args:
-        scales (Sequence[float]): One is drawn for each batch, from Python's ``random``, which
-            :class:`ResumableTrainLoop` seeds alike in all processes.
-        size_divisor (int): Height and width become multiples of it.
+        scales (Sequence[float]): Factors to draw from with Python's ``random``, which :class:`ResumableTrainLoop`
+            seeds alike in all processes.
+        size_divisor (int): Height and width become multiples of it, in pixels.
     """
 
     def __init__(self, scales: Sequence[float], size_divisor: int = 16) -> None:
@@ -99,7 +99,7 @@ class BatchRandomResize(nn.Module):
             height, width = sample.img_shape
             shape = (round(height * y), round(width * x))
             sample.set_metainfo(dict(img_shape=shape, pad_shape=shape, batch_input_shape=new))
-            boxes = sample.gt_instances.bboxes.clone()  # on a CPU those of the data loader
+            boxes = sample.gt_instances.bboxes.clone()  # on a CPU they belong to the data loader
             boxes[:, 0::2] *= x
             boxes[:, 1::2] *= y
             sample.gt_instances.bboxes = boxes

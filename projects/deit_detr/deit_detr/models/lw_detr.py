@@ -1,4 +1,4 @@
-"""LW-DETR: a plain ViT, a light projector, a shallow deformable decoder."""
+"""LW-DETR (arXiv 2406.03459): a plain ViT, a light projector and a shallow deformable decoder."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,25 +12,24 @@ from mmdet.structures import SampleList
 from mmengine.model import BaseModule, bias_init_with_prob
 from torch import Tensor, nn
 
-from deit_detr.models.attention import fuse_attention
-from deit_detr.models.deformable_attention import make_portable
-from deit_detr.models.lw_detr_head import apply_deltas
+from deit_detr.models.attention import replace_attention
+from deit_detr.models.box_ops import apply_deltas
 
 
 @MODELS.register_module()
 class LWDETRProjector(BaseModule):
-    """From the maps of several ViT layers, all of one stride, to the decoder's.
+    """Project the maps of several ViT layers, all of one stride, to the maps of the decoder.
 
-    The maps are concatenated, resampled to each stride, and pass a ``CSPLayer``.
+    The maps are concatenated, resampled to each scale and passed through a ``CSPLayer``.
 
     Args:
         in_channels (list[int]): Channels of each map.
-        out_channels (int): Channels of the results.
-        scales (Sequence[float]): Sides of each result in units of the input's: 2, 1 or 0.5.
-        num_blocks (int): Bottlenecks with a 3x3 convolution for each result.
+        out_channels (int): Channels of each output map.
+        scales (Sequence[float]): Size of each output map relative to the input maps: 2, 1 or 0.5.
+        num_blocks (int): Bottlenecks with a 3x3 convolution in each ``CSPLayer``.
 
     Raises:
-        ValueError: If a scale is another one.
+        ValueError: If a scale is not 2, 1 or 0.5.
     """
 
     def __init__(
@@ -47,22 +46,22 @@ class LWDETRProjector(BaseModule):
             elif scale == 0.5:
                 resample, width = ConvModule(total, out_channels, 3, stride=2, padding=1, **norms), out_channels
             elif scale != 1:
-                raise ValueError(f'LWDETRProjector knows the scales 2, 1 and 0.5, not {scale}')
+                raise ValueError(f'LWDETRProjector supports the scales 2, 1 and 0.5, not {scale}')
             self.stages.append(nn.Sequential(resample, CSPLayer(width, out_channels, num_blocks=num_blocks, **norms)))
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """``(batch, channels, rows, columns)`` of each layer to as much of each scale."""
+        """Return a map for each scale; maps are ``(batch, channels, rows, columns)``."""
         x = torch.cat(inputs, 1)
         return tuple(stage(x) for stage in self.stages)
 
 
 class QuerySelection(nn.Module):
-    """Two-stage selection with mixed queries: boxes come from the best tokens, contents are learned.
+    """Select queries in two stages: boxes come from the tokens with the highest scores, contents are learned.
 
-    Every group selects with weights of its own (Group DETR, arXiv 2207.13085).
+    Each group has separate weights (Group DETR, arXiv 2207.13085).
 
     Args:
-        embed_dims (int): Channels.
+        embed_dims (int): Number of channels.
         num_classes (int): Number of classes.
         num_queries (int): Number of queries in a group.
         num_groups (int): Number of groups.
@@ -73,7 +72,7 @@ class QuerySelection(nn.Module):
         self.num_queries = num_queries
         self.content = nn.Parameter(torch.randn(num_groups, num_queries, embed_dims))
         self.token = GroupLinear(num_groups, embed_dims, embed_dims)
-        self.norm = nn.LayerNorm(embed_dims, elementwise_affine=False)  # the layers behind it have weights
+        self.norm = nn.LayerNorm(embed_dims, elementwise_affine=False)  # the following layers have weights
         self.score = GroupLinear(num_groups, embed_dims, num_classes)
         self.hidden = nn.ModuleList(GroupLinear(num_groups, embed_dims, embed_dims) for _ in range(2))
         self.delta = GroupLinear(num_groups, embed_dims, 4)
@@ -81,13 +80,13 @@ class QuerySelection(nn.Module):
         nn.init.zeros_(self.delta.weight)
 
     def forward(self, memory: Tensor, anchors: Tensor, padded: Tensor | None, num_groups: int) -> tuple[Tensor, ...]:
-        """Select.
+        """Select the queries of the first groups.
 
         Args:
             memory (Tensor): ``(images, tokens, channels)``.
-            anchors (Tensor): A box (cx, cy, w, h) at each token, as shares of the image, ``(images, tokens, 4)``.
+            anchors (Tensor): Normalized box (cx, cy, w, h) at each token, ``(images, tokens, 4)``.
             padded (Tensor, optional): bool, ``(images, tokens)``; True for tokens that must not be selected.
-            num_groups (int): How many of the groups.
+            num_groups (int): Number of groups.
 
         Returns:
             tuple[Tensor, ...]: Query contents ``(images, groups, queries, channels)``, boxes ``(..., 4)`` and logits
@@ -112,16 +111,13 @@ class QuerySelection(nn.Module):
             x = layer(x).relu()
         boxes = apply_deltas(anchors.flatten(0, 1)[rows], self.delta(x).float())
         boxes, scores = (x.unflatten(1, (num_images, -1)).transpose(0, 1) for x in (boxes, take(scores)))
-        # a copy: without gradients a view of a parameter still asks for one, which PyTorch's FLOP counter cannot bear
+        # a copy: PyTorch's FLOP counter fails on views of a parameter when gradients are off
         content = self.content[:num_groups, :index.shape[-1]].repeat(num_images, 1, 1, 1)
         return content, boxes, scores
 
 
 class GroupLinear(nn.Module):
-    """A linear layer for each group: ``(groups, rows, channels)`` to as many channels as asked for.
-
-    Of fewer groups than there are, the first are meant.
-    """
+    """A linear layer for each group, ``(groups, rows, channels)``; an input with fewer groups uses the first ones."""
 
     def __init__(self, num_groups: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -135,10 +131,10 @@ class GroupLinear(nn.Module):
 
 
 class GroupDecoderLayer(DeformableDetrTransformerDecoderLayer):
-    """mmdet's deformable decoder layer; queries attend to those of their own group only."""
+    """mmdet's deformable decoder layer in which queries attend to queries of the same group only."""
 
     def forward(self, query: Tensor, query_pos: Tensor, **cross_attn) -> Tensor:
-        """``(images, groups, queries, channels)`` in and out; ``cross_attn``: what the deformable attention needs."""
+        """Return the next states; ``query`` and ``query_pos`` are ``(images, groups, queries, channels)``."""
         shape = query.shape
         query = self.self_attn(query.flatten(0, 1), query_pos=query_pos.flatten(0, 1))
         query = self.norms[0](query).view(shape).flatten(1, 2)
@@ -147,9 +143,9 @@ class GroupDecoderLayer(DeformableDetrTransformerDecoderLayer):
 
 
 class LWDETRDecoder(nn.Module):
-    """Decoder whose boxes are refined layer by layer.
+    """Decoder that refines the boxes in each layer.
 
-    The position of a query comes from its first box, and is computed once, as in LW-DETR.
+    The position embedding of a query comes from its first box and is computed once, as in LW-DETR.
 
     Args:
         num_layers (int): Number of layers.
@@ -169,10 +165,10 @@ class LWDETRDecoder(nn.Module):
 
         Args:
             query (Tensor): ``(images, groups, queries, channels)``.
-            boxes (Tensor): (cx, cy, w, h) as shares of the image, ``(images, groups, queries, 4)``.
-            refine (Callable): Gives the next boxes from a layer's states and its boxes.
-            valid_ratios (Tensor): The image's share of the padded input (w, h, w, h), ``(images, 4)``.
-            **cross_attn: What the deformable attention needs besides queries and boxes.
+            boxes (Tensor): Normalized (cx, cy, w, h), ``(images, groups, queries, 4)``.
+            refine (Callable): Computes the next boxes from a layer's states and boxes.
+            valid_ratios (Tensor): Image size divided by padded size, (w, h, w, h), ``(images, 4)``.
+            **cross_attn: Further arguments of the deformable attention.
 
         Returns:
             tuple[Tensor, Tensor]: States and boxes of all layers, ``(layers, images, groups, queries, ...)``.
@@ -191,12 +187,12 @@ class LWDETRDecoder(nn.Module):
 
 @MODELS.register_module()
 class LWDETR(DetectionTransformer):
-    """LW-DETR (arXiv 2406.03459) in mmdet's parts: the backbone is the encoder.
+    """LW-DETR (arXiv 2406.03459), built from mmdet's classes; the backbone is the encoder.
 
     Args:
         num_groups (int): Groups of ``num_queries`` queries in training (Group DETR, arXiv 2207.13085); inference uses
             the first.
-        anchor_size (float): Sides of the boxes from which the proposals start, as a share of the image.
+        anchor_size (float): Sides of the anchors of the proposals, normalized to the image.
         *args: As for ``DetectionTransformer``.
         **kwargs: As for ``DetectionTransformer``.
     """
@@ -210,11 +206,10 @@ class LWDETR(DetectionTransformer):
         self.decoder = LWDETRDecoder(**self.decoder)
         self.query_selection = QuerySelection(
             self.decoder.embed_dims, self.bbox_head.num_classes, self.num_queries, self.num_groups)
-        fuse_attention(self.decoder)
-        make_portable(self.decoder)
+        replace_attention(self.decoder)
 
     def init_weights(self) -> None:
-        """As mmdet's deformable detectors."""
+        """Initialize as mmdet's deformable detectors do."""
         super().init_weights()
         for param in self.decoder.parameters():
             if param.dim() > 1:
@@ -224,7 +219,7 @@ class LWDETR(DetectionTransformer):
                 module.init_weights()
 
     def pre_transformer(self, img_feats: tuple[Tensor, ...], batch_data_samples: SampleList) -> tuple[dict, dict]:
-        """Flatten the maps; find out which tokens are padding."""
+        """Flatten the maps, and compute anchors and padding mask."""
         memory = torch.cat([feat.flatten(2).transpose(1, 2) for feat in img_feats], 1)
         height, width = batch_data_samples[0].batch_input_shape
         shapes = [sample.img_shape for sample in batch_data_samples]
@@ -238,7 +233,7 @@ class LWDETR(DetectionTransformer):
         centres = anchors[:, :2] / ratios[:, None]
         anchors = torch.cat([centres, anchors[:, 2:].expand_as(centres)], -1)
         padded = (centres > 1).any(-1) if some_padding else None
-        # as in mmdet: an export to ONNX follows it, and takes numbers of torch.tensor for constants
+        # as in mmdet: ONNX export traces it, while torch.tensor would become a constant
         spatial_shapes = torch.stack([torch._shape_as_tensor(feat)[2:] for feat in img_feats]).to(memory.device)
         level_start_index = torch.cat([spatial_shapes.new_zeros(1), spatial_shapes.prod(1).cumsum(0)[:-1]])
         return dict(memory=memory, anchors=anchors, padded=padded), dict(
@@ -246,7 +241,7 @@ class LWDETR(DetectionTransformer):
             level_start_index=level_start_index)
 
     def forward_encoder(self, **inputs) -> dict:
-        """There is none: the backbone has seen everything."""
+        """Return the inputs: LW-DETR has no encoder besides the backbone."""
         return inputs
 
     def pre_decoder(self, memory: Tensor, anchors: Tensor, padded: Tensor | None) -> tuple[dict, dict]:
@@ -257,13 +252,13 @@ class LWDETR(DetectionTransformer):
         return dict(query=query, boxes=boxes), head_inputs
 
     def forward_decoder(self, **inputs) -> dict:
-        """Decode."""
+        """Run the decoder."""
         hidden_states, boxes = self.decoder(refine=self.bbox_head.refine, **inputs)
         return dict(hidden_states=hidden_states, boxes=boxes)
 
 
 def _anchors(size: tuple[int, int], side: float, device: torch.device) -> Tensor:
-    """Boxes (cx, cy, w, h) around the tokens of a map, as shares of the input, ``(tokens, 4)``."""
+    """Return square anchors (cx, cy, w, h) at the tokens of a map, normalized to the input, ``(tokens, 4)``."""
     rows, columns = size
     y, x = torch.meshgrid(
         (torch.arange(rows, device=device) + 0.5) / rows, (torch.arange(columns, device=device) + 0.5) / columns,

@@ -1,4 +1,4 @@
-"""Maps of several strides from a plain vision transformer."""
+"""Feature maps of several strides from a plain vision transformer."""
 
 import math
 
@@ -8,46 +8,41 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-NORM = dict(type='mmpretrain.LN2d')  # over the channels of each place: no statistics that padding would be part of
+NORM = dict(type='mmpretrain.LN2d')  # over the channels of each position: padding does not enter any statistics
 
 
 @MODELS.register_module()
 class SimpleFPN(BaseModule):
     """The simple feature pyramid of ViTDet (arXiv 2203.16527).
 
-    Every level is made from the same map. A finer one by transposed convolutions, each of which doubles the sides and
-    halves the channels, with a norm and a GELU between two; a coarser one by max pooling, where an odd last row or
-    column is pooled alone instead of left out. A 1x1 and a 3x3 convolution, each with a norm, end every level.
+    Each level is made from the same map. Transposed convolutions, each of which doubles the sides and halves the
+    channels, make a finer level, with a norm and a GELU between two of them. Max pooling makes a coarser level; an odd
+    last row or column is pooled alone. Each level ends with a 1x1 and a 3x3 convolution, both with a norm.
 
-    ViTDet needs the last map only. To use several layers of the backbone, name them in ``out_indices``, as a list (a
-    tuple with a negative index fails), and give ``in_channels`` as often::
+    ViTDet needs the last map only. To use several layers of the backbone, list them in ``out_indices`` (a tuple with a
+    negative index fails), and repeat ``in_channels``::
 
         backbone=dict(type='mmpretrain.VisionTransformer', out_indices=[2, 5, 8, 11], ...),
         neck=dict(type='SimpleFPN', in_channels=[192] * 4, ...)
 
-    Their maps are normalized, since the backbone's final norm is on the last layer only, and concatenated. On
-    MiniScanNet several are no better than the last, within the spread of two seeds (docs/benchmarks.md).
+    Their maps are normalized, because the backbone's final norm applies to the last layer only, and concatenated. On
+    MiniScanNet several maps are no better than the last, within the spread of two seeds (docs/benchmarks.md).
 
     Args:
         in_channels (list[int]): Channels of each map of the backbone.
-        out_channels (int): Channels of every level.
-        strides (list[int]): Strides of the levels, in pixels: ``in_stride`` times or divided by a power of 2.
-        in_stride (int): Stride of the backbone's maps, in pixels: the side of its patches.
-        norm_cfg (dict): Norm layer; over channels as in ViTDet, or e.g. ``dict(type='GN', num_groups=32)``.
+        out_channels (int): Channels of each level.
+        strides (list[int]): Strides of the levels in pixels: ``in_stride`` multiplied or divided by a power of 2.
+        in_stride (int): Stride of the backbone's maps, in pixels: the size of its patches.
+        norm_cfg (dict): Norm layer; by default over channels as in ViTDet.
         init_cfg (dict, optional): As for ``BaseModule``.
 
     Raises:
-        ValueError: If a stride is not ``in_stride`` times or divided by a power of 2.
+        ValueError: If a stride is not ``in_stride`` multiplied or divided by a power of 2.
     """
 
     def __init__(
-        self,
-        in_channels: list[int],
-        out_channels: int = 256,
-        strides: list[int] = (8, 16, 32),
-        in_stride: int = 16,
-        norm_cfg: dict = NORM,
-        init_cfg: dict | None = None,
+        self, in_channels: list[int], out_channels: int = 256, strides: list[int] = (8, 16, 32), in_stride: int = 16,
+        norm_cfg: dict = NORM, init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
         several = len(in_channels) > 1
@@ -62,11 +57,11 @@ class SimpleFPN(BaseModule):
                 ConvModule(out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=None)))
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Make the levels.
+        """Compute the levels.
 
         Args:
-            inputs (tuple[Tensor, ...]): Maps of the backbone, all of one size, each ``(batch, in_channels[i], rows,
-                columns)``.
+            inputs (tuple[Tensor, ...]): Maps of the backbone, all of one size, ``(batch, in_channels[i], rows,
+                columns)`` each.
 
         Returns:
             tuple[Tensor, ...]: For each stride ``(batch, out_channels, rows * in_stride / stride, columns * in_stride
@@ -77,10 +72,10 @@ class SimpleFPN(BaseModule):
 
 
 def _resample(channels: int, in_stride: int, stride: int, norm_cfg: dict) -> tuple[list[nn.Module], int]:
-    """Layers that bring a map from one stride to another, and the channels behind them."""
+    """Return the layers that change the stride of a map, and their number of output channels."""
     doublings = math.log2(in_stride / stride)
     if doublings != round(doublings):
-        raise ValueError(f'SimpleFPN makes strides of {in_stride} times or divided by a power of 2, not {stride}')
+        raise ValueError(f'SimpleFPN supports {in_stride} multiplied or divided by a power of 2, not {stride}')
     if doublings < 0:
         return [nn.MaxPool2d(stride // in_stride, ceil_mode=True)], channels
     layers = []

@@ -1,8 +1,7 @@
-"""mmpretrain's vision transformers, beside whichever transformers is installed.
+"""Import mmpretrain's vision transformers with any version of transformers installed.
 
-They are what this project needs of mmpretrain. Its ``models`` also have optional multimodal ones: mmpretrain 1.2 takes
-any transformers from 4.28 on for good enough, and then fails as a whole for want of names that newer ones dropped.
-mmdet fails with it, as it imports mmpretrain where that is there.
+mmpretrain 1.2 also has optional multimodal models. It accepts every transformers from 4.28 on, but fails to import when
+newer versions lack names that those models need. mmdet then fails too, because it imports mmpretrain if installed.
 """
 
 import sys
@@ -16,10 +15,10 @@ TOO_NEW = (4, 52)
 
 
 def load_vision_transformers() -> None:
-    """Import ``mmpretrain.models``, without the multimodal ones where transformers is not fit for those.
+    """Import ``mmpretrain.models``, without the multimodal models if the installed transformers does not support them.
 
-    mmpretrain is told that its optional packages are missing: it registers placeholders then. Where transformers is
-    fit for them, or is not there, or somebody has imported ``mmpretrain.models`` before, nothing is changed.
+    In that case mmpretrain is told that its optional packages are missing, and registers placeholders. Nothing is
+    changed if transformers fits or is missing, or if ``mmpretrain.models`` was imported before.
     """
     if 'mmpretrain.models' in sys.modules:
         return
@@ -35,9 +34,9 @@ def load_vision_transformers() -> None:
 
 
 def _problem() -> str | None:
-    """Why the installed transformers is not fit for mmpretrain's multimodal models; None if it is."""
+    """Return why the installed transformers does not fit mmpretrain's multimodal models; None if it fits."""
     number = version('transformers')
-    if tuple(map(int, number.split('.')[:2])) >= TOO_NEW:  # not imported: that takes seconds
+    if tuple(map(int, number.split('.')[:2])) >= TOO_NEW:  # not imported, which takes seconds
         return f'transformers {number} is too new for mmpretrain'
     try:
         import_module('transformers.modeling_utils')
@@ -47,7 +46,7 @@ def _problem() -> str | None:
 
 
 def _forget_half_imported() -> None:
-    """Remove what an earlier import that failed has left, which mmdet passes over: nothing can be registered twice."""
+    """Remove what a failed import left behind (mmdet ignores the error): nothing can be registered twice."""
     from mmpretrain.registry import MODELS
 
     place = 'mmpretrain.models.multimodal'
@@ -59,13 +58,13 @@ def _forget_half_imported() -> None:
 
 
 def _say_why(placeholders: str, problem: str) -> None:
-    """Replace mmpretrain's placeholders, which say that transformers is not installed, and name one model for all."""
+    """Replace mmpretrain's placeholders, whose message says that transformers is not installed."""
     from mmpretrain.registry import MODELS
 
     def placeholder(name: str):
         def refuse(*args, **kwargs):
             raise ImportError(
-                f'mmpretrain.{name} was left out when mmpretrain was imported: {problem}. It is for transformers '
+                f'mmpretrain.{name} was left out when mmpretrain was imported: {problem}. It needs transformers '
                 f'4.28 to 4.{TOO_NEW[1] - 1}')
         return refuse
 

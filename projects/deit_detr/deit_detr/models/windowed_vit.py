@@ -1,4 +1,4 @@
-"""DeiT with window attention between its global layers, as in ViTDet and LW-DETR."""
+"""DeiT with window attention between global layers, as in ViTDet (arXiv 2203.16527) and LW-DETR."""
 
 import torch
 import torch.nn.functional as F
@@ -12,17 +12,16 @@ from torch import Tensor, nn
 class WindowedViT(VisionTransformer):
     """mmpretrain's ``VisionTransformer`` in which most layers attend inside windows only.
 
-    Parameters and state-dict keys are those of the plain one: its checkpoints load, and with ``global_layers`` naming
-    every layer it computes the same. Tokens are put in window order once (LW-DETR, arXiv 2406.03459): a global layer
-    does not care about their order, so nothing is moved between the layers. A map is cut into as few windows as
-    ``window_size`` allows, all of one size; where it does not come out even, tokens are added below and to the right,
-    and hidden from all others by a mask.
+    Parameters and state-dict keys are those of the plain class: its checkpoints load, and if ``global_layers`` lists
+    all layers the results are the same. Tokens are put in window order once (LW-DETR, arXiv 2406.03459); global layers
+    do not depend on the order. A map is cut into as few windows of equal size as ``window_size`` allows. If the size
+    does not divide, tokens are padded below and to the right and masked.
 
     Args:
-        window_size (int | tuple[int, int]): Most rows and columns of tokens in a window.
+        window_size (int | tuple[int, int]): Maximum rows and columns of tokens in a window.
         global_layers (list[int]): Indices of the layers that attend to the whole map.
-        **kwargs: As for ``VisionTransformer``. Maps of all ``out_indices`` pass the final norm, as DINOv2's do;
-            the plain one normalizes the last layer's only.
+        **kwargs: As for ``VisionTransformer``. The final norm applies to the maps of all ``out_indices``, as in DINOv2,
+            not to the last layer only.
 
     Raises:
         ValueError: If there is a class token, or the output is not feature maps.
@@ -43,10 +42,10 @@ class WindowedViT(VisionTransformer):
             x (Tensor): Images, ``(batch, 3, height, width)``.
 
         Returns:
-            tuple[Tensor, ...]: For each of ``out_indices`` a map ``(batch, channels, rows, columns)``, in
-            channels-last memory.
+            tuple[Tensor, ...]: A map for each of ``out_indices``, ``(batch, channels, rows, columns)``, in
+            channels-last memory format.
         """
-        batch = x.shape[0]  # of the input: further down, an export to ONNX takes it for a constant
+        batch = x.shape[0]  # of the input: after patch_embed, ONNX export makes it a constant
         x, size = self.patch_embed(x)
         x = x + resize_pos_embed(self.pos_embed, self.patch_resolution, size, self.interpolate_mode, 0)
         windows = Windows(size, self.window_size, x.device)
@@ -65,47 +64,47 @@ class WindowedViT(VisionTransformer):
 
 
 class Windows:
-    """Cut maps of one size into equal windows and put them together again.
+    """Split maps of one size into equal windows, and join them again.
 
     Args:
         size (tuple[int, int]): Rows and columns of the maps.
-        largest (tuple[int, int]): Most rows and columns of a window.
-        device (torch.device): Where the masks are needed.
+        largest (tuple[int, int]): Maximum rows and columns of a window.
+        device (torch.device): Device of the masks.
     """
 
     def __init__(self, size: tuple[int, int], largest: tuple[int, int], device: torch.device) -> None:
         self.size = size
-        # rounded up in integers: an export to ONNX follows them and not math.ceil, nor negative ones
+        # rounded up in integers: ONNX export traces these, but neither math.ceil nor negative division
         self.number = tuple((s + most - 1) // most for s, most in zip(size, largest, strict=True))
         self.side = tuple((s + n - 1) // n for s, n in zip(size, self.number, strict=True))
         rows, columns = (n * s for n, s in zip(self.number, self.side, strict=True))
         self.padding = (0, 0, 0, columns - size[1], 0, rows - size[0])
-        # an exported graph has to serve sizes that come out even and others
+        # an exported graph has to support sizes with and without padding
         self.is_padded = torch.onnx.is_in_onnx_export() or any(self.padding)
         self.device = device
 
     def split(self, x: Tensor) -> Tensor:
-        """``(batch, rows, columns, channels)`` to ``(batch, windows, tokens of a window, channels)``."""
+        """Split ``(batch, rows, columns, channels)`` to ``(batch, windows, tokens of a window, channels)``."""
         if self.is_padded:
             x = F.pad(x, self.padding)
         x = x.unflatten(2, (self.number[1], self.side[1])).unflatten(1, (self.number[0], self.side[0]))
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
     def join(self, x: Tensor) -> Tensor:
-        """``(batch, windows, tokens of a window, channels)`` to ``(batch, rows, columns, channels)``."""
+        """Join ``(batch, windows, tokens of a window, channels)`` to ``(batch, rows, columns, channels)``."""
         x = x.unflatten(2, self.side).unflatten(1, self.number)
         x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         return x[:, :self.size[0], :self.size[1]]
 
     def masks(self, batch: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Which tokens take part: False for those that were added. None when there are none.
+        """Return attention masks, False for padded tokens; None if there are none.
 
         Args:
             batch (int): Number of maps.
 
         Returns:
-            tuple[Tensor, Tensor]: For attention inside windows, ``(batch x windows, 1, 1, tokens of a window)``, and
-            to the whole map, ``(1, 1, 1, all tokens)``.
+            tuple[Tensor, Tensor]: For window attention, ``(batch x windows, 1, 1, tokens of a window)``, and for global
+            attention, ``(1, 1, 1, all tokens)``.
         """
         if not self.is_padded:
             return None, None
@@ -114,7 +113,7 @@ class Windows:
 
 
 def _run_layer(layer: nn.Module, x: Tensor, takes_part: Tensor | None) -> Tensor:
-    """A ``TransformerEncoderLayer`` of mmpretrain with a mask, and without three copies of qkv's gradient."""
+    """Run mmpretrain's ``TransformerEncoderLayer`` with a mask and without three copies of qkv's gradient."""
     attn = layer.attn
     q, k, v = attn.qkv(layer.ln1(x)).unflatten(-1, (3, attn.num_heads, -1)).transpose(1, 3).unbind(2)
     out = F.scaled_dot_product_attention(q, k, v, takes_part, dropout_p=attn.attn_drop if layer.training else 0.0)

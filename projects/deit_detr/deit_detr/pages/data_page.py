@@ -1,7 +1,6 @@
-"""A page about annotation files, to be looked at before anyone trains on them: pictures, distributions, odd boxes."""
+"""A page about annotation files, to inspect before training: pictures, distributions, odd boxes."""
 
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,23 +13,24 @@ from tqdm import tqdm
 
 from deit_detr.datasets.coco_file import read_annotations
 from deit_detr.errors import UserError
+from deit_detr.files import replacing
 from deit_detr.images import ImageFileError, decoding, open_image
 from deit_detr.pages.html import class_colour, gallery_image, percent, write_page
 
 TINY, THIN, WHOLE, TWICE_IOU = 4, 20, 0.95, 0.95
-#: What can be odd about an image, and about a box; an index into both together is a kind of the gallery.
+#: What can be odd about an image and about a box, with explanations; the index into both is a kind of the gallery.
 IMAGE_ODDITIES = {
-    'no box': 'nothing is annotated on the image',
-    'no picture': 'the file is missing or no image',
+    'no box': 'the image has no annotation',
+    'no picture': 'the file is missing or not an image',
     'other size': 'width and height of the file differ from those in the annotations',
 }
 BOX_ODDITIES = {
-    'empty': 'width or height is not above 0',
+    'empty': 'width or height is 0 or negative',
     'tiny': f'width or height below {TINY} pixels',
     'thin': f'one side {THIN} times the other, or more',
     'outside': 'reaches out of the image',
     'whole image': f'covers {WHOLE:.0%} of the image, and its category is not marked as stuff (walls, floors)',
-    'twice': f'another box of its class lies there, too (IoU {TWICE_IOU} or more)',
+    'twice': f'overlaps another box of its class (IoU {TWICE_IOU} or more)',
 }
 ODDITIES = {**IMAGE_ODDITIES, **BOX_ODDITIES}
 _KIND = {name: kind for kind, name in enumerate(ODDITIES)}
@@ -53,13 +53,13 @@ class Split:
     """One annotation file with its images.
 
     Attributes:
-        name: How the page calls it.
-        img_dir: What its file names are relative to.
-        classes: Names by category id, in the order of the file.
-        images: COCO's entries.
-        boxes: COCO's entries by image id.
-        image_kinds: Image id to indices into :data:`ODDITIES`.
-        box_kinds: The same for annotation ids.
+        name: Name in the page.
+        img_dir: Folder of the images.
+        classes: Class names by category id, in the order of the file.
+        images: COCO entries of the images.
+        boxes: COCO entries of the boxes, by image id.
+        image_kinds: Indices into :data:`ODDITIES` by image id.
+        box_kinds: Indices into :data:`ODDITIES` by annotation id.
     """
 
     name: str
@@ -71,37 +71,34 @@ class Split:
     box_kinds: dict[int, list[int]]
 
     def kinds_of(self, image: dict) -> set[int]:
-        """All that is odd about an image or its boxes."""
+        """Return all oddities of an image and its boxes."""
         return set(self.image_kinds[image['id']]).union(*(self.box_kinds[box['id']] for box in self.boxes[image['id']]))
 
     def count(self, kind: int) -> int:
-        """Number of images or boxes with an oddity."""
+        """Return the number of images or boxes with an oddity."""
         return sum(kind in kinds for kinds in [*self.image_kinds.values(), *self.box_kinds.values()])
 
     def scenes(self) -> set[str]:
-        """First folders of the file names, which are scenes in ScanNet."""
+        """Return the first folders of the file names, which are the scenes of ScanNet."""
         return {image['file_name'].split('/')[0] for image in self.images if '/' in image['file_name']}
 
 
 def make_data_page(
-    ann_files: Sequence[Path],
-    out: Path,
-    img_dirs: Sequence[Path] = (),
-    max_images: int = 100,
+    ann_files: Sequence[Path], out: Path, img_dirs: Sequence[Path] = (), max_images: int = 100,
     sheet: Path | None = None,
 ) -> str:
-    """Write the page.
+    """Write the page that shows the splits of a data set and their oddities.
 
     Args:
         ann_files: COCO detection files, for instance of training and validation data.
         out: The HTML file.
-        img_dirs: The images' folder of each; by default the folder beside the file that it is named after:
-            ``val/`` for ``scannet_objdet_val.json`` or ``val.json``.
-        max_images: Pictures in the page. With more images, up to half of them show what is odd.
-        sheet: Where to put a contact sheet (JPEG or PNG) of up to 48 of these pictures.
+        img_dirs: Folder of the images of each file. Default: the folder beside the file that is named after the split,
+            such as ``val/`` for ``scannet_objdet_val.json`` or ``val.json``.
+        max_images: Pictures in the page. If there are more images, up to half of the pictures show oddities.
+        sheet: File for a contact sheet (JPEG or PNG) of up to 48 of these pictures.
 
     Returns:
-        str: What is odd, for the terminal.
+        str: The oddities, for the terminal.
 
     Raises:
         UserError: If a file cannot be read or is not a COCO detection file.
@@ -136,19 +133,19 @@ def make_data_page(
 
 
 def find_images(ann_file: Path) -> Path:
-    """The folder of the images, if it is beside the annotation file and both are named after the split."""
+    """Return the folder of the images, if it is beside the annotation file and both are named after the split."""
     for name in (ann_file.stem, ann_file.stem.rsplit('_', 1)[-1]):
         if (ann_file.parent / name).is_dir():
             return ann_file.parent / name
-    raise UserError(f'{ann_file}: no folder {ann_file.stem.rsplit("_", 1)[-1]} beside it; name that of the images with '
-                    '--img-dir')
+    raise UserError(f'{ann_file}: no folder {ann_file.stem.rsplit("_", 1)[-1]} beside it; name the folder of '
+                    'the images with --img-dir')
 
 
 def read_split(ann_file: Path, img_dir: Path) -> Split:
-    """Read an annotation file and look at each of its boxes, and at the header of each image.
+    """Read an annotation file and check each of its boxes and the header of each image.
 
     Raises:
-        UserError: If there is no such file, or training would refuse it.
+        UserError: If the file does not exist, or training would refuse it.
     """
     content = read_annotations(ann_file, ann_file)
     boxes = {image['id']: [] for image in content['images']}
@@ -176,7 +173,7 @@ def _image_oddities(image: dict, boxes: list[dict], img_dir: Path) -> list[str]:
 
 
 def _box_oddities(image: dict, boxes: list[dict], stuff: set[int]) -> list[list[str]]:
-    """Names of :data:`BOX_ODDITIES` for each box of an image."""
+    """Return the names of :data:`BOX_ODDITIES` for each box of an image."""
     corners = np.array([box['bbox'] for box in boxes], float).reshape(-1, 4)
     twice = mask_utils.iou(corners, corners, [0] * len(boxes)) >= TWICE_IOU if len(boxes) else np.zeros((0, 0), bool)
     found = []
@@ -190,7 +187,7 @@ def _box_oddities(image: dict, boxes: list[dict], stuff: set[int]) -> list[list[
             'empty': min(width, height) <= 0,
             'tiny': 0 < min(width, height) < TINY,
             'thin': min(width, height) > 0 and max(width, height) >= THIN * min(width, height),
-            # half a pixel is a matter of rounding
+            # half a pixel can come from rounding
             'outside': min(left, top) < -0.5 or left + width > image['width'] + 0.5
                        or top + height > image['height'] + 0.5,
             'whole image': inside >= WHOLE * image['width'] * image['height'] and box['category_id'] not in stuff,
@@ -201,10 +198,10 @@ def _box_oddities(image: dict, boxes: list[dict], stuff: set[int]) -> list[list[
 
 
 def choose_images(splits: Sequence[Split], max_images: int) -> list[tuple[Split, dict]]:
-    """All images, or, of more than ``max_images``, some for each oddity and others at equal distances.
+    """Choose all images, or, if there are more than ``max_images``, some for each oddity and others at equal distances.
 
     Returns:
-        list: Pairs of a split and COCO's entry, in the order of the data.
+        list: Pairs of a split and a COCO entry, in the order of the data.
     """
     everything = [(split, image) for split in splits for image in split.images]
     if len(everything) <= max_images:
@@ -219,8 +216,8 @@ def choose_images(splits: Sequence[Split], max_images: int) -> list[tuple[Split,
 
 
 def _facts(splits: Sequence[Split]) -> list[tuple[str, list[str]]]:
-    """Rows of the first table: a name, and a value for each split."""
-    names = 'Images', 'Boxes', 'Boxes an image', 'Image sizes', 'Classes without a box', 'Scenes'
+    """Return the rows of the first table: a name, and a value for each split."""
+    names = 'Images', 'Boxes', 'Boxes per image', 'Image sizes', 'Classes without a box', 'Scenes'
     rows = {name: [] for name in names}
     for split in splits:
         numbers = [len(split.boxes[image['id']]) for image in split.images]
@@ -228,7 +225,7 @@ def _facts(splits: Sequence[Split]) -> list[tuple[str, list[str]]]:
         seen = {box['category_id'] for boxes in split.boxes.values() for box in boxes}
         rows['Images'].append(str(len(numbers)))
         rows['Boxes'].append(str(sum(numbers)))
-        rows['Boxes an image'].append(f'{sum(numbers) / max(1, len(numbers)):.1f}, at most {max(numbers, default=0)}')
+        rows['Boxes per image'].append(f'{sum(numbers) / max(1, len(numbers)):.1f}, at most {max(numbers, default=0)}')
         rows['Image sizes'].append(', '.join(f'{size} ({count})' for size, count in sizes))
         rows['Classes without a box'].append(
             ', '.join(name for id_, name in split.classes.items() if id_ not in seen) or 'none')
@@ -242,13 +239,13 @@ def _facts(splits: Sequence[Split]) -> list[tuple[str, list[str]]]:
 
 
 def _bar(label: str, counts: list[int], totals: list[int]) -> tuple[str, list[float], list[str]]:
-    """A row of ``parts.bars``: as long as the count's share of its split, so that splits of all sizes compare."""
+    """Return a row of ``parts.bars``, whose lengths are shares of each split, so that splits of any size compare."""
     shares = [count / max(1, total) for count, total in zip(counts, totals, strict=True)]
     return label, shares, [f'{count} ({percent(share)} %)' for count, share in zip(counts, shares, strict=True)]
 
 
 def _histogram(bins: Sequence[tuple[float, str]], values: list[np.ndarray]) -> list[tuple]:
-    """Rows of ``parts.bars``: a bin, and how many values of each split fall into it."""
+    """Return rows of ``parts.bars``: a bin, and the number of values of each split in it."""
     edges = [low for low, _ in bins] + [math.inf]
     counts = [np.histogram(rows, edges)[0].tolist() for rows in values]
     return [(*_bar(name, [rows[index] for rows in counts], list(map(len, values))), None)
@@ -256,7 +253,7 @@ def _histogram(bins: Sequence[tuple[float, str]], values: list[np.ndarray]) -> l
 
 
 def _gallery(splits: Sequence[Split], chosen: list[tuple[Split, dict]], classes: list[str]) -> dict:
-    """The pictures with their boxes, as ``page.js`` reads them."""
+    """Return the pictures with their boxes, as ``page.js`` reads them."""
     images = []
     for split, image in tqdm(chosen, 'pictures', unit='image'):
         boxes = [dict(label=classes.index(split.classes[box['category_id']]), box=box['bbox'],
@@ -270,7 +267,7 @@ def _gallery(splits: Sequence[Split], chosen: list[tuple[Split, dict]], classes:
 
 
 def _write_sheet(path: Path, chosen: list[tuple[Split, dict]], classes: list[str]) -> None:
-    """One picture of many: a grid with the boxes of each image drawn in their class colours."""
+    """Write a grid of pictures with boxes in the colours of their classes."""
     rows, columns, width, height = SHEET
     picked = [chosen[step] for step in np.linspace(0, len(chosen) - 1, min(rows * columns, len(chosen))).astype(int)]
     sheet = Image.new('RGB', (columns * width, math.ceil(len(picked) / columns) * height), 'grey')
@@ -289,11 +286,8 @@ def _write_sheet(path: Path, chosen: list[tuple[Split, dict]], classes: list[str
                 name = split.classes[box['category_id']]
                 draw.rectangle([*first, *second], outline=class_colour(name, classes.index(name)), width=2)
         sheet.paste(tile, (place % columns * width, place // columns * height))
-    temporary = path.with_name(f'.{os.getpid()}.{path.name}')
     try:
-        sheet.save(temporary)
-        temporary.replace(path)
-    except (OSError, ValueError) as error:
+        with replacing(path) as part:
+            sheet.save(part)
+    except ValueError as error:
         raise UserError(f'{path}: cannot be written ({error})') from None
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Pages of one file each: charts as inline SVG, pictures as inline JPEG, and nothing fetched from anywhere."""
+"""Pages that are one file: charts as inline SVG, pictures as inline JPEG, nothing from the network."""
 
 import base64
 import io
@@ -15,9 +15,9 @@ from deit_detr.files import write_text
 from deit_detr.images import decoding, open_image
 from deit_detr.scannet.classes import SCANNET_CLASSES
 
-#: Width of the pictures in a page, in pixels; smaller ones stay as they are.
+#: Width of the pictures in a page, in pixels; smaller ones keep their size.
 PICTURE_WIDTH = 480
-#: Points of a line; longer ones are averaged over as many stretches.
+#: Most points of a line; longer lines are averaged over this number of stretches.
 MAX_POINTS = 300
 
 _LEFT, _BOTTOM, _TOP, _RIGHT = 40, 18, 8, 14  # margins of a chart
@@ -27,9 +27,9 @@ def write_page(path: Path, template: str, **context) -> None:
     """Fill in a template and write the page.
 
     Args:
-        path: The HTML file; folders are made.
-        template: Name of a file in ``templates/``. Everything put into it is escaped.
-        **context: Its variables.
+        path: The HTML file; missing folders are created.
+        template: Name of a file in ``templates/``. All values in it are escaped.
+        **context: Variables of the template.
 
     Raises:
         CannotWrite: If the page cannot be written.
@@ -38,17 +38,16 @@ def write_page(path: Path, template: str, **context) -> None:
         loader=FileSystemLoader(Path(__file__).with_name('templates')), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(percent=percent, colour=class_colour)
-    text = environment.get_template(template).render(**context)
-    write_text(path, text)
+    write_text(path, environment.get_template(template).render(**context))
 
 
 def percent(value: float) -> str:
-    """A fraction as it is read in tables: 0.3021 as '30.2', NaN as a dash."""
+    """Format a fraction for a table: 0.3021 as '30.2', NaN and ``None`` as a dash."""
     return '–' if value is None or math.isnan(value) else f'{100 * value:.1f}'
 
 
 def number(value: float) -> str:
-    """A number in as few characters as its size allows: 1234567 as '1.23M', 0.0000199 as '1.99e-5'."""
+    """Format a number in few characters: 1234567 as '1.23M', 0.0000199 as '1.99e-5'."""
     for at_least, divisor, suffix in (1e9, 1e9, 'G'), (1e6, 1e6, 'M'), (1e4, 1e3, 'k'):
         if abs(value) >= at_least:
             return f'{value / divisor:.3g}{suffix}'
@@ -59,7 +58,7 @@ def number(value: float) -> str:
 
 
 def class_colour(name: str, index: int) -> str:
-    """Colour of a class for CSS and Pillow: that of the ScanNet table, or one that follows from its index."""
+    """Return the colour of a class for CSS and Pillow: that of ScanNet's table, or one that depends on the index."""
     for known, _, rgb in SCANNET_CLASSES:
         if known == name:
             return f'rgb({rgb[0]}, {rgb[1]}, {rgb[2]})'
@@ -67,45 +66,42 @@ def class_colour(name: str, index: int) -> str:
 
 
 def picture(path: str | Path) -> str | None:
-    """A picture as a data URI of a JPEG at most :data:`PICTURE_WIDTH` wide; ``None`` if it cannot be read."""
+    """Return a picture as data URI of a JPEG, :data:`PICTURE_WIDTH` wide or less; ``None`` if it cannot be read."""
     try:
         with decoding(), open_image(path) as image:
-            image.draft('RGB', (PICTURE_WIDTH, PICTURE_WIDTH))  # JPEG decoders scale down for less than a full decoding
+            image.draft('RGB', (PICTURE_WIDTH, PICTURE_WIDTH))  # the JPEG decoder scales down, which is faster
             image = image.convert('RGB')
             image.thumbnail((PICTURE_WIDTH, 4 * PICTURE_WIDTH))
-    except (OSError, ValueError):  # a null byte in the name, too
+    except (OSError, ValueError):  # ValueError: a null byte in the name
         return None
     return data_uri(image)
 
 
 def data_uri(image: Image.Image) -> str:
-    """An RGB image as a JPEG in the text of a page."""
+    """Return an RGB image as data URI of a JPEG."""
     data = io.BytesIO()
     image.save(data, 'JPEG', quality=80)
     return 'data:image/jpeg;base64,' + base64.b64encode(data.getvalue()).decode('ascii')
 
 
 def gallery_image(
-    info: dict,
-    path: str | Path,
-    boxes: Sequence[dict],
-    runs: Sequence[Sequence[dict]] = (),
-    kinds: Sequence[int] = (),
+    info: dict, path: str | Path, boxes: Sequence[dict], runs: Sequence[Sequence[dict]] = (), kinds: Sequence[int] = (),
 ) -> dict:
-    """One image of a gallery, as ``templates/page.js`` reads it. Boxes are x, y, width, height in pixels.
+    """Return an image of a gallery as ``templates/page.js`` reads it. Boxes are x, y, width, height in pixels.
 
     Args:
-        info: COCO's entry of the image.
-        path: Its file.
-        boxes: Of the ground truth: ``label``, ``box``, ``kinds`` (what is odd about it, indices into the gallery's
-            ``kinds``) and ``seen``, for each run two scores: of the detection that found it, and the highest of those
-            that nearly did; 0 for none.
+        info: COCO entry of the image.
+        path: Image file.
+        boxes: Boxes of the ground truth: ``label``, ``box``, ``kinds`` (oddities, as indices into the gallery's
+            ``kinds``) and ``seen``, which holds two scores for each run: that of the detection that found the box, and
+            the highest of those that nearly did; 0 for none.
         runs: Detections of each run: ``label``, ``box``, ``score`` and ``kind``, an index into the gallery's ``kinds``
             or 0 if it is correct.
-        kinds: What is to be said about the image as a whole, indices into the gallery's ``kinds``.
+        kinds: Oddities of the whole image, as indices into the gallery's ``kinds``.
 
     Returns:
-        dict: For JSON, with boxes in percent of the image, and ``src``: a picture, or ``None`` if it cannot be read.
+        dict: For JSON, with boxes in percent of the image and the picture as ``src``, which is ``None`` if it cannot be
+        read.
     """
     size = np.array([info['width'], info['height']] * 2) / 100
 
@@ -118,23 +114,20 @@ def gallery_image(
 
 
 def line_chart(
-    lines: Sequence[tuple[Sequence[float], Sequence[float]]],
-    label: str,
-    x_range: tuple[float, float] | None = None,
-    y_range: tuple[float, float] | None = None,
-    size: tuple[int, int] = (360, 180),
+    lines: Sequence[tuple[Sequence[float], Sequence[float]]], label: str, x_range: tuple[float, float] | None = None,
+    y_range: tuple[float, float] | None = None, size: tuple[int, int] = (360, 180),
 ) -> Markup:
-    """A line chart as inline SVG, its colours those of the page.
+    """Draw a line chart as inline SVG in the colours of the page.
 
     Args:
-        lines: x and y of each line; a line is interrupted where y is not finite. Line k has the CSS class ``line-k``.
-        label: What the chart shows, for those who cannot see it.
-        x_range: Of the axis; by default that of the data.
-        y_range: The same, with 0 in it.
-        size: Width and height that it has unscaled, in CSS pixels.
+        lines: x and y of each line, which is interrupted where y is not finite. Line k has the CSS class ``line-k``.
+        label: Description of the chart for screen readers.
+        x_range: Range of the x axis. Default: that of the data.
+        y_range: Range of the y axis. Default: that of the data and 0.
+        size: Unscaled width and height, in CSS pixels.
 
     Returns:
-        Markup: An ``<svg>``.
+        Markup: An ``<svg>`` element.
     """
     lines = [_shorten(np.asarray(x, float), np.asarray(y, float)) for x, y in lines]
     x_low, x_high = x_range or _extent([x for x, _ in lines])
@@ -166,7 +159,7 @@ def line_chart(
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """At most ``count + 1`` round numbers within a range."""
+    """Return at most ``count + 1`` round numbers within a range."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))
@@ -187,6 +180,4 @@ def _extent(values: list[np.ndarray]) -> tuple[float, float]:
 def _shorten(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(x) <= MAX_POINTS:
         return x, y
-    stretches = [np.array_split(values, MAX_POINTS) for values in (x, y)]
-    x, y = (np.array([part.mean() for part in parts]) for parts in stretches)
-    return x, y
+    return tuple(np.array([part.mean() for part in np.array_split(values, MAX_POINTS)]) for values in (x, y))

@@ -1,6 +1,6 @@
-"""Reading what mmengine left in a work folder: config, logged numbers, environment, checkpoints.
+"""Read a work folder of mmengine: config, logged numbers, environment, checkpoints.
 
-Whatever is not there is listed under ``Run.missing``: a crashed or unfinished run is still worth a look.
+``TrainingRun.missing`` lists what cannot be found, so that crashed and unfinished runs can also be read.
 """
 
 import json
@@ -15,8 +15,8 @@ from deit_detr.config_values import ConfigValues, parse_config
 from deit_detr.datasets.coco_file import is_number
 from deit_detr.errors import UserError
 
-#: The lines of the log's header that tell one machine from another, and those that begin with GPU; paths and compiler
-#: flags are left out.
+#: Lines of the log's header that describe the machine, beside those that begin with GPU; paths and compiler flags are
+#: left out.
 ENVIRONMENT = (
     'sys.platform', 'Python', 'PyTorch', 'TorchVision', 'OpenCV', 'MMEngine', 'CUDA available', 'Distributed launcher',
     'seed')
@@ -27,12 +27,12 @@ _EPOCH_LENGTH = re.compile(r'Epoch\(train\) +\[ *\d+\]\[ *\d+/(\d{1,9})\]')
 
 @dataclass
 class Start:
-    """One start of a training, fresh or resumed: a folder that mmengine named after its time.
+    """One start of a training, fresh or resumed: a folder that mmengine names after the time.
 
     Attributes:
-        name: The time, as in the folder's name.
-        first, last: First and last logged iteration, counting from 1.
-        duration: From the first to the last line of its log; ``None`` without a log.
+        name: Name of the folder: the time of the start.
+        first, last: First and last logged iteration, counted from 1.
+        duration: Time from the first to the last line of the log; ``None`` without a log.
     """
 
     name: str
@@ -42,20 +42,20 @@ class Start:
 
 
 @dataclass
-class Run:
-    """A training run, its starts joined.
+class TrainingRun:
+    """A training run, with its starts joined.
 
     Attributes:
         folder: The work folder.
-        name: The config's name, or the folder's.
-        config: As the last start had it; ``None`` if there is none.
-        starts: In order of time.
-        train: Scalars of each logged training iteration, ``iter`` among them. Those of iterations that a later start
-            did again are gone.
+        name: Name of the config, or of the folder.
+        config: Config of the last start; ``None`` if it cannot be read.
+        starts: Starts in order of time.
+        train: Scalars of each logged training iteration, ``iter`` among them. Of iterations that a later start
+            repeated, only the later ones are kept.
         val: Metrics of each evaluation, with the last logged ``iter`` before it.
-        epoch_length: Iterations an epoch, if the log tells.
-        environment: What the last start logged about its machine, in the log's words.
-        record: ``run.json`` of the last start, as ``RunRecordHook`` writes it; empty if there is none.
+        epoch_length: Iterations per epoch, if the log tells.
+        environment: What the last start logged about its machine.
+        record: ``run.json`` of the last start, written by ``RunRecordHook``; empty without one.
         missing: Sentences about what could not be found or read.
     """
 
@@ -78,7 +78,7 @@ class Run:
 
     @property
     def planned_iters(self) -> int | None:
-        """How many iterations the config asks for, as far as that is known."""
+        """Number of iterations that the config asks for, if known."""
         loop = (self.config or {}).get('train_cfg')
         max_iters, max_epochs = (
             loop.get(name) if isinstance(loop, dict) and isinstance(loop.get(name), int) else None
@@ -86,18 +86,17 @@ class Run:
         return max_iters or (max_epochs * self.epoch_length if max_epochs and self.epoch_length else None)
 
 
-def read_run(work_dir: str | Path) -> Run:
-    """Read a work folder.
+def read_run(work_dir: str | Path) -> TrainingRun:
+    """Read the config and the logs of a work folder.
 
     Args:
-        work_dir: What ``--work-dir`` of train.py was. With several starts, resumed or not, the last one counts where
-            they overlap.
+        work_dir: The ``--work-dir`` of train.py. Where several starts overlap, resumed or not, the last one counts.
 
     Returns:
-        Run: Whatever was found.
+        TrainingRun: Everything that was found.
 
     Raises:
-        UserError: If there is no such folder, or nothing of mmengine's in it.
+        UserError: If the folder does not exist or holds no mmengine output.
     """
     folder = Path(work_dir)
     if not folder.is_dir():
@@ -106,9 +105,9 @@ def read_run(work_dir: str | Path) -> Run:
     start_dirs = sorted(path for path in folder.iterdir() if path.is_dir() and _START.fullmatch(path.name))
     if not configs and not start_dirs and not list(folder.glob('*.pth')):
         raise UserError(
-            f'{folder}: no config, no log and no checkpoint in it; give the folder that train.py wrote to, '
+            f'{folder}: no config, no log and no checkpoint in it; name the folder that train.py wrote to, '
             'e.g. work_dirs/CONFIG_NAME')
-    run = Run(folder, configs[-1].stem if configs else folder.resolve().name)
+    run = TrainingRun(folder, configs[-1].stem if configs else folder.resolve().name)
     for start_dir in start_dirs:
         _read_start(start_dir, run)
     if not run.train:
@@ -123,13 +122,13 @@ def read_run(work_dir: str | Path) -> Run:
         interval = hook.get('interval') if isinstance(hook, dict) else None
         interval = interval if isinstance(interval, int) else 10
         if run.train[-1]['iter'] + interval <= run.planned_iters:
-            run.missing.append(f'Not finished: iteration {run.train[-1]["iter"]} of {run.planned_iters} was the last '
-                               'that was logged.')
+            run.missing.append(f'Not finished: the last logged iteration is {run.train[-1]["iter"]} of '
+                               f'{run.planned_iters}.')
     return run
 
 
-def _read_start(folder: Path, run: Run) -> None:
-    """Add what one start logged; folders of tests have no training scalars and are passed over."""
+def _read_start(folder: Path, run: TrainingRun) -> None:
+    """Add the logs of one start; folders of tests, which have no training scalars, are skipped."""
     log_path = folder / f'{folder.name}.log'
     log = log_path.read_text(errors='replace') if log_path.is_file() else ''
     train, val, damaged = [], [], 0
@@ -145,7 +144,7 @@ def _read_start(folder: Path, run: Run) -> None:
         if 'lr' in row and 'iter' in row:
             train.append(row)
         elif any('/' in key for key in row):
-            val.append(row | dict(iter=train[-1]['iter'] if train else 0))  # its "step" is an epoch or an iteration
+            val.append(row | dict(iter=train[-1]['iter'] if train else 0))  # "step" is an epoch or an iteration
     if damaged:
         run.missing.append(f'{folder.name}: {damaged} damaged lines in vis_data/scalars.json left out.')
     if not train:
@@ -157,12 +156,12 @@ def _read_start(folder: Path, run: Run) -> None:
     run.record = _read_record(folder / 'run.json', run)
     try:
         times = [datetime.strptime(time, '%Y/%m/%d %H:%M:%S') for time in _TIME.findall(log)]
-    except ValueError:  # not a day
+    except ValueError:  # not a date
         times = []
     run.starts.append(Start(
         folder.name, train[0]['iter'], train[-1]['iter'], times[-1] - times[0] if times else None))
     if not log:
-        run.missing.append(f'{folder.name}: no log file, so neither its time nor its environment is known.')
+        run.missing.append(f'{folder.name}: no log file: its duration and its environment are not known.')
         return
     lengths = _EPOCH_LENGTH.findall(log)
     run.epoch_length = int(lengths[-1]) if lengths else None
@@ -171,29 +170,27 @@ def _read_start(folder: Path, run: Run) -> None:
                        if key in ENVIRONMENT or key.startswith('GPU ')}
 
 
-def _read_record(path: Path, run: Run) -> dict:
-    if not path.is_file():
-        return {}
+def _read_record(path: Path, run: TrainingRun) -> dict:
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
     except (ValueError, TypeError):
         run.missing.append(f'{path.relative_to(run.folder)}: cannot be read: commit, seed and data are not known.')
         return {}
 
 
-def _read_config(paths: list[Path], run: Run) -> Config | None:
-    """The first of these that can be read, without running it: mmengine writes nothing but values there."""
+def _read_config(paths: list[Path], run: TrainingRun) -> Config | None:
+    """Return the first config that can be read without running it; mmengine writes only values there."""
     for path in paths:
         try:
             return Config(ConfigValues().read(parse_config(path), {}))
         except (UserError, KeyError, TypeError) as error:
             run.missing.append(f'{path.relative_to(run.folder)}: cannot be read ({error}).')
-    run.missing.append('No readable config: nothing can be said about model and data, and nothing is evaluated.')
+    run.missing.append('No readable config: model and data are not known, and nothing is evaluated.')
     return None
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to look at: the best one, or else the last one of a work folder."""
+    """Return the best checkpoint of a work folder, or else the last one; ``None`` if there is none."""
     def number(path: Path) -> int:
         return int((re.findall(r'\d+', path.stem) or ['0'])[-1])
 

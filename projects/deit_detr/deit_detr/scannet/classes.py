@@ -1,10 +1,10 @@
-"""The ScanNet class table: the one place that says names, NYU40 ids, order and colours.
+"""The ScanNet class table: names, NYU40 ids, order and colours.
 
-ScanNet frames are labelled with NYU40 ids; the detection benchmark keeps 20 of them. The 18-class
-protocol of Pri3D (arXiv 2104.11225) leaves out wall and floor.
+ScanNet frames are labelled with NYU40 ids, of which the detection benchmark keeps 20. The 18-class protocol of Pri3D
+(arXiv 2104.11225) leaves out wall and floor.
 """
 
-#: (name, NYU40 id, RGB colour of ScanNet's own visualisations), in label order.
+#: (name, NYU40 id, RGB colour in ScanNet's visualisations), in label order.
 SCANNET_CLASSES = (
     ('wall', 1, (174, 199, 232)),
     ('floor', 2, (152, 223, 138)),
@@ -25,15 +25,14 @@ SCANNET_CLASSES = (
     ('toilet', 33, (44, 160, 44)),
     ('sink', 34, (112, 128, 144)),
     ('bathtub', 36, (227, 119, 194)),
-    ('otherfurniture', 39, (82, 84, 163)),
-)
+    ('otherfurniture', 39, (82, 84, 163)))
 
-#: NYU40 ids that are one region per frame ("stuff"): instance maps hold the id itself, below 1000.
+#: NYU40 ids of "stuff", one region per frame: instance maps hold the plain id, below 1000.
 STUFF_IDS = (1, 2)
 
 
 def scannet_metainfo(num_classes: int = 20) -> dict:
-    """Meta information of a ScanNet protocol, as mmdet data sets carry it.
+    """Return the meta information of a ScanNet protocol, as in mmdet's data sets.
 
     Args:
         num_classes: 20 for the whole table, 18 for the protocol without wall and floor.

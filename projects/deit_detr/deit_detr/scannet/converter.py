@@ -1,13 +1,12 @@
 """Convert scannet_frames_25k to COCO detection files, one per split.
 
-The semantics are those of ScanNet's own ``convert2panoptic.py``: every distinct value of an instance map is
-one object, its class is the value itself below 1000 and ``value // 1000`` from there on, its box is tight.
-Unlike it, file names point to the JPEGs, ids are integers, boxes are in pixels of the JPEG, all cores work.
+The semantics are those of ScanNet's ``convert2panoptic.py``: every distinct value of an instance map is one object with
+a tight box; its class is the value if that is below 1000, otherwise ``value // 1000``. Unlike there, file names point
+to the JPEGs, ids are integers, boxes are in pixels of the JPEG, and all cores work.
 
-Ids do not depend on the number of workers. An image id is the rank of the frame among all frames of its
-split (by scene name, then frame number), so an unusable frame leaves a gap and its repair changes no other
-image id. Annotation ids count from 1 (to pycocotools, 0 means "no match") in the order of image id and
-value in the instance map.
+Ids do not depend on the number of workers. An image id is the rank of the frame among all frames of its split (by scene
+name, then frame number): a frame that cannot be used leaves a gap, and its repair changes no other image id. Annotation
+ids count from 1 (to pycocotools, 0 means "no match") in the order of image id and value in the instance map.
 """
 
 import contextlib
@@ -27,13 +26,13 @@ from deit_detr.scannet.classes import STUFF_IDS, scannet_metainfo
 from deit_detr.scannet.frames import COMBINE_HINT, Frame, Problem, ReadOptions, read_scene
 from deit_detr.workers import in_processes
 
-#: Folders the official archives unpack to, tried below the given root.
+#: Folders in the official archives; the given root may hold them.
 ARCHIVE_FOLDERS = dict(train='scannet_frames_25k', val='scannet_frames_25k', test='scannet_frames_test')
 
 
 @dataclass
 class Scene:
-    """A folder of frames; ``frame_names`` are numerically sorted, without folder and suffix."""
+    """A folder of frames. ``frame_names`` are sorted by number and have neither folder nor suffix."""
 
     folder: Path
     frame_names: list[str]
@@ -41,19 +40,19 @@ class Scene:
 
 @dataclass
 class Summary:
-    """What the conversion of one split did.
+    """Results of the conversion of one split; as a string, what the command line prints.
 
     Attributes:
         split: 'train', 'val' or 'test'.
         json_path: The COCO file.
-        report_path: Lists the problems, one a line; exists only if there are any.
-        num_split_scenes: Scenes that the official split has.
-        scenes: Those of them that were found.
-        num_frames: Images in the COCO file.
-        num_empty: Images without a box.
-        num_small: Segments dropped for their area.
-        boxes: Boxes per class name, in label order.
-        notes: Harmless peculiarities of frames and how many have them.
+        report_path: List of the problems, one per line; written only if there are any.
+        num_split_scenes: Number of scenes in the official split.
+        scenes: Scenes of the split that were found.
+        num_frames: Number of images in the COCO file.
+        num_empty: Number of images without a box.
+        num_small: Number of segments dropped for their area.
+        boxes: Number of boxes per class name, in label order.
+        notes: Harmless peculiarities, and the number of frames that have them.
         problems: Everything that was left out.
     """
 
@@ -76,8 +75,7 @@ class Summary:
             f'scenes of the split -> {self.json_path}',
             f'  {self.boxes.total()} boxes; {self.num_empty} frames without boxes; '
             f'{self.num_small} segments below the minimum area left out',
-            textwrap.indent(textwrap.fill(boxes, 100), '  '),
-        ]
+            textwrap.indent(textwrap.fill(boxes, 100), '  ')]
         lines += [f'  note: {text} ({count} frames)' for text, count in self.notes.items()]
         if self.problems:
             kinds = Counter(problem.kind for problem in self.problems)
@@ -89,47 +87,40 @@ class Summary:
 
 
 def convert(
-    root: str | Path,
-    out_dir: str | Path,
-    splits_dir: str | Path,
-    splits: Sequence[str] = ('train', 'val'),
-    num_classes: int = 20,
-    min_area: int | None = None,
-    workers: int | None = None,
-    link: bool = True,
-    with_mask: bool = False,
-    strict: bool = False,
+    root: str | Path, out_dir: str | Path, splits_dir: str | Path, splits: Sequence[str] = ('train', 'val'),
+    num_classes: int = 20, min_area: int | None = None, workers: int | None = None, link: bool = True,
+    with_mask: bool = False, strict: bool = False,
 ) -> list[Summary]:
     """Write ``scannet_objdet_{split}.json`` into a folder and link the scenes below ``{split}/`` there.
 
-    A COCO file appears, or replaces an older one, only when it is complete. The test split has no labels: its
-    file lists the images and has no annotations. Prints a summary per split.
+    A COCO file appears, or replaces an older one, only when it is complete. The test split has no labels: its file has
+    images and no annotations. A summary of each split is printed.
 
     Args:
         root: The folder with ``sceneXXXX_YY`` folders, or the one above it.
-        out_dir: Created if missing.
-        splits_dir: Folder with ``scannetv2_{train,val,test}.txt``, one scene a line.
+        out_dir: Folder of the results; created if missing.
+        splits_dir: Folder with ``scannetv2_{train,val,test}.txt``, one scene per line.
         splits: Any of 'train', 'val', 'test'.
         num_classes: 20, or 18 for the protocol without wall and floor.
         min_area: Segments with fewer pixels are dropped. Default: 0 with 20 classes, 1000 with 18.
-        workers: Processes; default: one per core.
-        link: Link the scenes. A link is relative if the scenes lie below the folder that holds ``out_dir``
-            (both will be moved together), otherwise absolute (``out_dir`` may be moved, the data set stays).
-        with_mask: Add the segmentation as run-length encoding.
+        workers: Number of processes. Default: one per core.
+        link: Link the scenes. A link is relative if the scenes lie below the folder that holds ``out_dir`` (both will
+            be moved together), otherwise absolute (``out_dir`` may be moved, the data set stays).
+        with_mask: Add segmentations as COCO's run-length encoding.
         strict: Stop at the first problem instead of listing it.
 
     Returns:
         list[Summary]: One per split, in the given order.
 
     Raises:
-        UserError: If nothing can be converted, the output cannot be written or, when strict, on any problem.
+        UserError: If nothing can be converted, the output cannot be written or, with ``strict``, there is a problem.
     """
     root, out_dir = Path(root), Path(out_dir)
     metainfo = scannet_metainfo(num_classes)
     if min_area is None:
         min_area = 0 if num_classes == 20 else 1000
     try:
-        # Everything that can be refused is refused before the first of the long conversions.
+        # Check all arguments and folders before the first of the long conversions.
         summaries = _find_scenes(root, out_dir, read_splits(Path(splits_dir)), splits)
         links = {summary.split: _plan_links(summary, out_dir) for summary in summaries} if link else {}
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -146,10 +137,10 @@ def convert(
 
 
 def read_splits(splits_dir: Path) -> dict[str, list[str]]:
-    """Scene names of the official splits.
+    """Return the scene names of the official train, val and test splits.
 
     Raises:
-        UserError: If a list is missing.
+        UserError: If a list is missing or not text.
     """
     splits = {}
     for split in ('train', 'val', 'test'):
@@ -159,12 +150,12 @@ def read_splits(splits_dir: Path) -> dict[str, list[str]]:
         try:
             splits[split] = path.read_text(encoding='utf-8').split()
         except UnicodeDecodeError:
-            raise UserError(f'{path}: not a text in UTF-8; --splits-dir must hold the lists of data/splits') from None
+            raise UserError(f'{path}: not text in UTF-8; --splits-dir must hold the lists of data/splits') from None
     return splits
 
 
 def _find_scenes(root: Path, out_dir: Path, scene_lists: dict[str, list[str]], splits: Sequence[str]) -> list[Summary]:
-    """Begin a summary per split with its scenes and frames; refuses a root that cannot be converted."""
+    """Return a summary per split that has its scenes and frames; refuse a root that cannot be converted."""
     if not root.is_dir():
         raise UserError(f'{root}: no such folder; give the unpacked scannet_frames_25k (see data/README.md)')
     known = {name for names in scene_lists.values() for name in names}
@@ -188,13 +179,11 @@ def _find_scenes(root: Path, out_dir: Path, scene_lists: dict[str, list[str]], s
         if not scenes:
             raise UserError(
                 f'{folder}: no scene of the {split} split in it; give the folder that holds '
-                f'sceneXXXX_YY/color, or leave {split} out with --split'
-            )
+                f'sceneXXXX_YY/color, or leave {split} out with --split')
         if not any(scene.frame_names for scene in scenes):
             raise UserError(
                 f'{scenes[0].folder}: no frames in any scene of the {split} split; expected color/*.jpg and '
-                f'instance/*.png, extract the archive again'
-            )
+                f'instance/*.png, extract the archive again')
         stem = f'scannet_objdet_{split}'
         paths = out_dir / f'{stem}.json', out_dir / f'{stem}_problems.txt'
         summaries.append(Summary(split, *paths, len(names), scenes, problems=problems))
@@ -202,7 +191,7 @@ def _find_scenes(root: Path, out_dir: Path, scene_lists: dict[str, list[str]], s
 
 
 def _refuse_raw_export(folder: Path, known: set[str]) -> None:
-    """Raise UserError for a raw ScanNetV2 export: scans/, .sens files, label-filt, instance-filt."""
+    """Raise UserError for a raw ScanNetV2 export, which has scans/, .sens files, label-filt or instance-filt."""
     scenes = [path for path in folder.iterdir() if path.name in known and path.is_dir()]
     raw = folder / 'scans' if (folder / 'scans').is_dir() and not scenes else None
     for scene in scenes:
@@ -212,13 +201,11 @@ def _refuse_raw_export(folder: Path, known: set[str]) -> None:
     if raw:
         raise UserError(
             f'{raw}: this is a raw ScanNetV2 export, not scannet_frames_25k. Download scannet_frames_25k.zip '
-            f'(see data/README.md), or build its layout yourself, color/*.jpg beside instance/*.png: '
-            f'{COMBINE_HINT}'
-        )
+            f'(see data/README.md), or make its layout, color/*.jpg beside instance/*.png: {COMBINE_HINT}')
 
 
 def _list_frames(scene_dir: Path) -> list[str]:
-    """Names of all frames that have a JPEG or an instance map, numerically sorted."""
+    """Return the names of all frames that have a JPEG or an instance map, sorted by number."""
     names = set()
     for folder, suffix in (('color', '.jpg'), ('instance', '.png')):
         with contextlib.suppress(FileNotFoundError):
@@ -231,26 +218,18 @@ def _convert_split(summary: Summary, metainfo: dict, options: ReadOptions, worke
     """Write the COCO file and the report of one split, and fill in its summary."""
     names = dict(zip(metainfo['category_ids'], metainfo['classes'], strict=True))
     summary.boxes = Counter(dict.fromkeys(metainfo['classes'], 0))
-    header = dict(
-        info=dict(
-            description=f'ScanNet-frames-25k, object detection, {summary.split} split',
-            version='1.0',
-            protocol=f'{len(names)} classes, minimum area {options.min_area} px',
-        ),
-        categories=[
-            dict(id=id_, name=name, supercategory='stuff' if id_ in STUFF_IDS else 'thing')
-            for id_, name in names.items()
-        ],
-    )
+    info = dict(description=f'ScanNet-frames-25k, object detection, {summary.split} split', version='1.0',
+                protocol=f'{len(names)} classes, minimum area {options.min_area} px')
+    categories = [dict(id=id_, name=name, supercategory='stuff' if id_ in STUFF_IDS else 'thing')
+                  for id_, name in names.items()]
     if strict and summary.problems:
         raise UserError(f'{summary.problems[0]} (--strict)')
 
     frames = _read_frames(summary, options, workers)
     with contextlib.closing(frames), replacing(summary.json_path) as part, part.open('w', encoding='utf-8') as file:
-        # Annotations go to the file as they come: as Python objects, those of 25k frames fill hundreds of MB.
-        file.write(json.dumps(header)[:-1] + ',\n"annotations": [')
-        images = []
-        annotation_id = 0
+        # Annotations are written at once: as Python objects, those of 25k frames fill hundreds of MB.
+        file.write(json.dumps(dict(info=info, categories=categories))[:-1] + ',\n"annotations": [')
+        images, annotation_id = [], 0
         for image_id, frame in enumerate(frames, start=1):
             if strict and frame.problems:
                 raise UserError(f'{frame.problems[0]} (--strict)')
@@ -259,19 +238,12 @@ def _convert_split(summary: Summary, metainfo: dict, options: ReadOptions, worke
             if frame.size is None:
                 continue
             width, height = frame.size
-            image = dict(id=image_id, file_name=frame.file_name, width=width, height=height)
-            images.append(json.dumps(image))
+            images.append(json.dumps(dict(id=image_id, file_name=frame.file_name, width=width, height=height)))
             summary.num_empty += not frame.segments
             summary.num_small += frame.num_small
             for segment in frame.segments:
-                annotation = dict(
-                    id=annotation_id + 1,
-                    image_id=image_id,
-                    category_id=segment.category_id,
-                    bbox=segment.bbox,
-                    area=segment.area,
-                    iscrowd=0,
-                )
+                annotation = dict(id=annotation_id + 1, image_id=image_id, category_id=segment.category_id,
+                                  bbox=segment.bbox, area=segment.area, iscrowd=0)
                 if segment.rle:
                     annotation['segmentation'] = segment.rle
                 file.write((',\n' if annotation_id else '\n') + json.dumps(annotation))
@@ -282,16 +254,15 @@ def _convert_split(summary: Summary, metainfo: dict, options: ReadOptions, worke
         if not images:
             raise UserError(
                 f'no usable frame in the {summary.split} split, {len(summary.problems)} problems are listed '
-                f'in {summary.report_path}. The last one: {summary.problems[-1]}'
-            )
+                f'in {summary.report_path}. The last one: {summary.problems[-1]}')
         file.write('\n],\n"images": [\n' + ',\n'.join(images) + '\n]}\n')
 
 
 def _read_frames(summary: Summary, options: ReadOptions, workers: int | None) -> Iterator[Frame]:
-    """Frames of all scenes in order, read by worker processes."""
+    """Yield the frames of all scenes in order, read by worker processes."""
     read = partial(_read_scene, options=options)
-    numbers = [len(scene.frame_names) for scene in summary.scenes]
-    with contextlib.closing(in_processes(read, summary.scenes, workers, summary.split, 'frame', numbers)) as scenes:
+    sizes = [len(scene.frame_names) for scene in summary.scenes]
+    with contextlib.closing(in_processes(read, summary.scenes, workers, summary.split, 'frame', sizes)) as scenes:
         for frames in scenes:
             yield from frames
 
@@ -301,7 +272,7 @@ def _read_scene(scene: Scene, options: ReadOptions) -> list[Frame]:
 
 
 def _write_report(summary: Summary) -> None:
-    """List the problems, one a line: kind, file, what to do. No problems, no file."""
+    """Write the problems, one per line: kind, file, what to do. Remove the file if there are none."""
     if not summary.problems:
         summary.report_path.unlink(missing_ok=True)
         return
@@ -309,7 +280,7 @@ def _write_report(summary: Summary) -> None:
 
 
 def _plan_links(summary: Summary, out_dir: Path) -> dict[Path, Path]:
-    """Links to make and where they point; refuses to touch a folder that holds anything but links."""
+    """Return the links to make and their targets; refuse a folder that holds anything but links."""
     folder = out_dir / summary.split
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f'{folder}: must be a folder for the links; move it away or use --no-link')
@@ -326,7 +297,7 @@ def _plan_links(summary: Summary, out_dir: Path) -> dict[Path, Path]:
 
 
 def _make_link(path: Path, target: Path) -> None:
-    """Make or correct a symbolic link; a reader never finds it missing."""
+    """Make or replace a symbolic link; an existing one is never missing in between."""
     if path.is_symlink() and path.readlink() == target:
         return
     try:

@@ -1,7 +1,7 @@
-"""Read the frames of one scene of scannet_frames_25k: sizes, segments, and what is wrong with them.
+"""Read the frames of one scene of scannet_frames_25k: sizes, segments and problems.
 
-Pillow decodes PNGs as fast as OpenCV, verifies their checksums on request and reports damage as an exception;
-OpenCV prints libpng's complaint and returns nothing.
+Pillow decodes PNGs as fast as OpenCV, verifies their checksums on request and raises an exception for damage; OpenCV
+prints libpng's message and returns nothing.
 """
 
 import io
@@ -19,16 +19,15 @@ from deit_detr.scannet.classes import STUFF_IDS
 
 #: Largest id of the NYU40 label set.
 MAX_NYU40_ID = 40
-#: The largest frame, in pixels: finding its segments takes up to 50 bytes each. Those of ScanNet have 1.25 million.
+#: The largest frame, in pixels, each of which takes up to 50 bytes. Frames of ScanNet have 1.25 million.
 MAX_FRAME_PIXELS = 20_000_000
 
-#: How to make instance maps like those of scannet_frames_25k from a raw export; ends several messages.
+#: How to make instance maps like those of scannet_frames_25k from a raw export; the end of several messages.
 COMBINE_HINT = (
     'map the raw ids of label-filt to NYU40 through scannetv2-labels.combined.tsv (columns id, nyu40id), '
-    'then write instance/*.png as 16-bit: nyu40 * 1000 + instance id, and 0 where nyu40 is 0'
-)
+    'then write instance/*.png as 16-bit: nyu40 * 1000 + instance id, and 0 where nyu40 is 0')
 
-#: EXIF's number of the field that says how to turn an image.
+#: EXIF's field for the orientation of an image.
 _ORIENTATION = 0x0112
 
 SCALED_NOTE = 'instance map scaled to the size of its JPEG'
@@ -36,7 +35,7 @@ UNCHECKED_NOTE = 'ids below 1000 not cross-checked, the label map is missing'
 
 
 class Problem(NamedTuple):
-    """Something wrong with the data, as the report file lists it."""
+    """A fault of the data, as the report file lists it."""
 
     kind: str
     file: str
@@ -65,7 +64,7 @@ class Segment(NamedTuple):
 
 @dataclass
 class Frame:
-    """What one frame gives. ``size`` (width, height) is ``None`` for a frame that cannot be used."""
+    """Contents of one frame. ``size`` (width, height) is ``None`` for a frame that cannot be used."""
 
     file_name: str
     size: tuple[int, int] | None = None
@@ -83,7 +82,7 @@ class ReadOptions:
         category_ids: NYU40 ids to keep.
         min_area: Segments with fewer pixels are dropped.
         with_mask: Encode the segmentation of each segment.
-        labelled: ``False`` reads the sizes of the JPEGs only (the test split has no instance maps).
+        labelled: Whether there are instance maps; the test split has none, and only the sizes of its JPEGs are read.
     """
 
     category_ids: frozenset[int]
@@ -93,17 +92,17 @@ class ReadOptions:
 
 
 def find_segments(instance_map: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tight box and area of every distinct value.
+    """Return the tight box and the area of every distinct value.
 
-    They come from horizontal runs of equal pixels, of which a frame has thousands: six times as fast as
-    sorting its million pixels, which is what ``np.unique`` does.
+    They come from horizontal runs of equal pixels, of which a frame has thousands. This is six times as fast as
+    ``np.unique``, which sorts the million pixels.
 
     Args:
         instance_map: (H, W), uint16, not empty.
 
     Returns:
-        tuple: Distinct values in ascending order (N,), boxes (N, 4) as x, y, width, height and areas (N,), in
-        pixels. A value with disconnected parts has one box around them all.
+        tuple: Distinct values in ascending order (N,), boxes (N, 4) as x, y, width, height, and areas (N,), in pixels.
+        A value with disconnected parts has one box around all of them.
     """
     height, width = instance_map.shape
     is_start = np.ones((height, width), dtype=bool)
@@ -127,15 +126,15 @@ def find_segments(instance_map: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
 def read_scene(scene_dir: Path, frame_names: Sequence[str], options: ReadOptions) -> list[Frame]:
     """Read the frames of a scene, in the given order.
 
-    Ids below 1000 are cross-checked with the label map: an export that writes void as ``0 * 1000 + 1``
-    would give a false wall. Such a fault comes from the exporting program, hence shows in every frame, while
-    decoding all label maps would make the conversion half as long again. So the label map is read
+    Ids below 1000 are cross-checked with the label map, because an export that writes void as ``0 * 1000 + 1`` would
+    give a false wall. Such a fault comes from the exporting program and shows in every frame, and decoding all label
+    maps would take half as long again. So the label map is read
 
     * in the first frame of the scene that has a kept id below 1000,
     * in all later frames of the scene after one has failed,
     * wherever an object that is neither wall nor floor has an id below 1000.
 
-    A segment that fails is dropped and listed; the rest of its frame is not affected and is kept.
+    A segment that fails is dropped and listed; the rest of its frame is kept.
 
     Args:
         scene_dir: Folder with ``color/`` and, when labelled, ``instance/`` and usually ``label/``.
@@ -143,7 +142,7 @@ def read_scene(scene_dir: Path, frame_names: Sequence[str], options: ReadOptions
         options: What to keep.
 
     Returns:
-        list[Frame]: One per name, the unusable ones included.
+        list[Frame]: One per name, including those that cannot be used.
     """
     frames = []
     trusted = None
@@ -161,14 +160,13 @@ def read_scene(scene_dir: Path, frame_names: Sequence[str], options: ReadOptions
 
 
 def read_jpeg_size(path: Path) -> tuple[int, int]:
-    """Width and height from the header of a JPEG whose last bytes are there.
+    """Return width and height from the header of a JPEG, and check that the file is complete.
 
-    Decoding every JPEG would more than double the time of a conversion. An interrupted copy or extraction
-    shows at the end of the file, where the end-of-image marker has to be (zeros of padding may follow it).
-    Damage in the middle is not found.
+    An interrupted copy or extraction lacks the end-of-image marker at the end of the file (zeros of padding may follow
+    it). Damage in the middle is not found: decoding every JPEG would more than double the time of a conversion.
 
     Raises:
-        BadFrame: If the file is missing, is not a JPEG or has no end.
+        BadFrame: If the file is missing, not a JPEG, truncated, or has an EXIF orientation.
     """
     try:
         _refuse_endless(path)
@@ -184,28 +182,28 @@ def read_jpeg_size(path: Path) -> tuple[int, int]:
     if not complete:
         raise BadFrame('bad-jpeg', path, 'truncated, the JPEG has no end marker; extract it again')
     if turned:
-        text = 'has an EXIF orientation, so that training would turn it, but not its boxes; write it upright without'
+        text = 'has an EXIF orientation: training would turn the image but not its boxes; save it upright, without EXIF'
         raise BadFrame('turned-jpeg', path, text)
     return size
 
 
 def _refuse_endless(path: Path) -> None:
-    """Raise OSError for what would be read without end, such as a pipe or a device."""
+    """Raise OSError for a file that would be read without end, such as a pipe or a device."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) or status.st_size > 4 * MAX_FRAME_PIXELS:
-        raise OSError('no regular file, or too large for a frame')
+        raise OSError('not a regular file, or too large for a frame')
 
 
 def read_png(path: Path, size: tuple[int, int], need_16_bit: bool = False) -> tuple[np.ndarray, bool]:
-    """Decode a single-channel id map at a given size, after its checksums have been verified.
+    """Verify the checksums of a single-channel id map and decode it at a given size.
 
     Args:
         path: An 8-bit or 16-bit PNG.
-        size: Width and height to return, by nearest neighbour if the map's own differ.
-        need_16_bit: Refuse other maps: with 8 bits it is the instance map of a raw ScanNetV2 export.
+        size: Width and height to return; a map of another size is scaled by nearest neighbour.
+        need_16_bit: Refuse other maps: the instance map of a raw ScanNetV2 export has 8 bits.
 
     Returns:
-        tuple: The map (H, W), uint8 or uint16, and whether it had to be scaled.
+        tuple: The map (H, W), uint8 or uint16, and whether it was scaled.
 
     Raises:
         BadFrame: If the file is missing, truncated, damaged, or of another kind.
@@ -217,11 +215,9 @@ def read_png(path: Path, size: tuple[int, int], need_16_bit: bool = False) -> tu
             open_image(io.BytesIO(data), ('PNG',), MAX_FRAME_PIXELS).verify()
             image = open_image(io.BytesIO(data), ('PNG',), MAX_FRAME_PIXELS)
         if need_16_bit and not image.mode.startswith('I'):
-            text = (
+            raise BadFrame('not-16-bit', path, (
                 f'not a 16-bit instance map as in scannet_frames_25k (Pillow mode {image.mode}). '
-                f'From a raw ScanNetV2 export? Then {COMBINE_HINT}'
-            )
-            raise BadFrame('not-16-bit', path, text)
+                f'If it is from a raw ScanNetV2 export, {COMBINE_HINT}'))
         scaled = image.size != size
         with decoding():
             if scaled:
@@ -230,19 +226,13 @@ def read_png(path: Path, size: tuple[int, int], need_16_bit: bool = False) -> tu
     except FileNotFoundError:
         raise BadFrame('no-png', path, 'the PNG of this frame is missing; extract it again') from None
     except (OSError, ImageFileError) as error:
-        text = f'truncated or damaged ({error}); extract it again'
-        raise BadFrame('bad-png', path, text) from None
+        raise BadFrame('bad-png', path, f'truncated or damaged ({error}); extract it again') from None
 
 
 def _read_segments(
-    frame: Frame,
-    scene_dir: Path,
-    name: str,
-    size: tuple[int, int],
-    options: ReadOptions,
-    trusted: bool | None,
+    frame: Frame, scene_dir: Path, name: str, size: tuple[int, int], options: ReadOptions, trusted: bool | None
 ) -> bool | None:
-    """Fill in the segments of a frame; returns whether ids below 1000 of the scene can be trusted so far."""
+    """Fill in the segments of a frame; return whether the ids below 1000 of its scene can be trusted so far."""
     path = scene_dir / 'instance' / f'{name}.png'
     instance_map, scaled = read_png(path, size, need_16_bit=True)
     if scaled:
@@ -252,7 +242,7 @@ def _read_segments(
     semantic = np.where(values < 1000, values, values // 1000)
     unknown = values[semantic > MAX_NYU40_ID]
     if unknown.size:
-        text = f'ids {unknown[:5].tolist()} are of no NYU40 class and left out. Raw ids? Then {COMBINE_HINT}'
+        text = f'ids {unknown[:5].tolist()} are not NYU40 ids and are left out. If they are raw ids, {COMBINE_HINT}'
         frame.problems.append(Problem('unknown-id', str(path), text))
 
     keep = np.isin(semantic, list(options.category_ids))
@@ -265,25 +255,21 @@ def _read_segments(
             trusted = trusted is not False and not wrong
             keep &= ~np.isin(values, wrong)
         if wrong:
-            text = (
+            frame.problems.append(Problem('label-disagrees', str(path), (
                 f'ids {wrong} are left out: most of their pixels have another id in the label map. Void must '
-                f'be 0, not 0 * 1000 + instance; if this is your own export, {COMBINE_HINT}'
-            )
-            frame.problems.append(Problem('label-disagrees', str(path), text))
+                f'be 0, not 0 * 1000 + instance; if this is your own export, {COMBINE_HINT}')))
 
     large = areas >= options.min_area
     frame.num_small = int((keep & ~large).sum())
     keep &= large
     rows = zip(values[keep], semantic[keep].tolist(), boxes[keep].tolist(), areas[keep].tolist(), strict=True)
-    frame.segments = [
-        Segment(category, box, area, _encode(instance_map == value) if options.with_mask else None)
-        for value, category, box, area in rows
-    ]
+    frame.segments = [Segment(category, box, area, _encode(instance_map == value) if options.with_mask else None)
+                      for value, category, box, area in rows]
     return trusted
 
 
 def _disagreeing(instance_map: np.ndarray, plain: np.ndarray, path: Path, size: tuple[int, int]) -> list[int] | None:
-    """Plain ids that the label map does not confirm on most of their pixels; ``None`` without a label map."""
+    """Return the plain ids that have another id on most pixels of the label map; ``None`` without a label map."""
     if not path.exists():
         return None
     label_map, _ = read_png(path, size)
@@ -291,7 +277,7 @@ def _disagreeing(instance_map: np.ndarray, plain: np.ndarray, path: Path, size: 
 
 
 def _encode(mask: np.ndarray) -> dict:
-    """COCO's compressed run-length encoding of an (H, W) bool mask, as JSON can hold it."""
+    """Return COCO's compressed run-length encoding of an (H, W) bool mask, ready for JSON."""
     from pycocotools import mask as mask_utils  # only --with-mask needs it
 
     rle = mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""Ending a training in good order when the cluster asks for it."""
+"""Save a checkpoint and exit when the cluster sends a signal."""
 
 import os
 import signal
@@ -14,25 +14,27 @@ from mmengine.dist import all_reduce, barrier, get_world_size
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import BaseLoop, Runner
 
-#: EX_TEMPFAIL of sysexits.h: not a mistake, try again. Python, shells and torchrun use no such status themselves.
+from deit_detr.engine.resume.progress import preempted_name
+
+#: EX_TEMPFAIL of sysexits.h: not an error, try again. Python, shells and torchrun do not use it themselves.
 REQUEUE_STATUS = 75
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @HOOKS.register_module()
 class PreemptionHook(Hook):
-    """Save and leave with status 75 after a SIGTERM or SIGUSR1, in the middle of an epoch or of an evaluation.
+    """Save and exit with status 75 after a SIGTERM or SIGUSR1, in the middle of an epoch or of an evaluation.
 
-    Several processes may get the signal at different times, or only one of them: every ``interval`` steps they agree
-    by an all-reduce of one number, which makes the host wait for its device. A single process looks after each step.
-    A second signal ends a process at once, but not within a second: launchers pass on a signal that the process had
-    already got.
+    Several processes may get the signal at different times, or only one of them may get it: every ``interval`` steps
+    they agree by an all-reduce of one number, which makes the host wait for its device. A single process checks after
+    each step. A second signal ends a process at once, unless it comes within a second: launchers pass on a signal that
+    the process already has.
 
     The checkpoint is ``preempted_iter_N.pth`` in the work folder, until a regular one is written; ``--resume`` finds
     it.
 
     Args:
-        interval (int): Steps between two looks of several processes.
+        interval (int): Steps between two checks of several processes.
     """
 
     priority = 'LOWEST'  # what the other hooks do after a step is part of the step
@@ -41,10 +43,10 @@ class PreemptionHook(Hook):
         self.interval = interval
         self._asked_at = None
         self._handlers = {}
-        self._eval_looks = 0
+        self._eval_checks = 0
 
     def before_run(self, runner: Runner) -> None:
-        """Listen, and keep the data loading workers alive: clusters signal all processes of a job."""
+        """Catch the signals, and keep the data loading workers alive: clusters signal all processes of a job."""
         if not isinstance(runner._train_loop, BaseLoop):
             return
         for loop in (runner._train_loop, runner._val_loop):
@@ -53,16 +55,16 @@ class PreemptionHook(Hook):
         self._handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
     def after_train(self, runner: Runner) -> None:
-        """Stop listening."""
+        """Restore the signal handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
-        """Leave after this step if asked to.
+        """Exit after this step if asked to.
 
         Raises:
-            SystemExit: With status 75, when the checkpoint is written.
+            SystemExit: With status 75, after the checkpoint is written.
         """
         step = runner.iter + 1
         whole = step % getattr(runner.optim_wrapper, '_accumulative_counts', 1) == 0  # no half-summed gradient is saved
@@ -70,23 +72,23 @@ class PreemptionHook(Hook):
             self._leave(runner, step)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Count how often all processes can look: one may have an image less than another."""
+        """Count how often all processes can check: some may have one batch fewer."""
         if self._handlers:
-            looks = torch.tensor(len(runner.val_loop.dataloader) // self.interval)
-            all_reduce(looks, 'min')
-            self._eval_looks = int(looks)
+            checks = torch.tensor(len(runner.val_loop.dataloader) // self.interval)
+            all_reduce(checks, 'min')
+            self._eval_checks = int(checks)
 
     def after_val_iter(self, runner: Runner, batch_idx: int, *args, **kwargs) -> None:
-        """Leave in the middle of an evaluation if asked to; it is done again when the training is resumed.
+        """Exit in the middle of an evaluation if asked to; it is repeated when the training is resumed.
 
         Raises:
-            SystemExit: With status 75, when the checkpoint is written.
+            SystemExit: With status 75, after the checkpoint is written.
         """
-        looks, rest = divmod(batch_idx + 1, self.interval)
-        if self._handlers and self._agreed(rest == 0 and looks <= self._eval_looks):
+        checks, rest = divmod(batch_idx + 1, self.interval)
+        if self._handlers and self._agreed(rest == 0 and checks <= self._eval_checks):
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):
-                    hook.after_val_epoch(runner)  # the averaged weights are in the model's place
+                    hook.after_val_epoch(runner)  # during an evaluation the model holds the averaged weights
             self._leave(runner, runner.iter)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
@@ -96,29 +98,28 @@ class PreemptionHook(Hook):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    def _agreed(self, all_look: bool) -> bool:
-        """Whether any process was asked to leave; of several processes all or none have to call this."""
+    def _agreed(self, all_check: bool) -> bool:
+        """Return whether any process was asked to exit. All processes have to pass ``all_check`` at the same steps."""
         asked = self._asked_at is not None
         if get_world_size() == 1:
             return asked
-        if not all_look:
+        if not all_check:
             return False
         flag = torch.tensor(int(asked))
         all_reduce(flag, 'max')
         return bool(flag)
 
     def _leave(self, runner: Runner, step: int) -> None:
-        name = f'preempted_iter_{step}.pth'
+        name = preempted_name(step)
         runner.save_checkpoint(runner.work_dir, name, meta=dict(epoch=runner.epoch, iter=step), by_epoch=False)
-        barrier()  # a launcher ends the other processes as soon as one has ended
+        barrier()  # a launcher ends the other processes as soon as one exits
         runner.logger.warning(
-            f'asked to stop: saved {name} after iteration {step} and left with status {REQUEUE_STATUS}; --resume '
-            'continues')
+            f'asked to stop: saved {name} after iteration {step}; exit status {REQUEUE_STATUS}. --resume continues')
         raise SystemExit(REQUEUE_STATUS)
 
 
 def _obey_parent_alone(worker_init_fn: Callable | None, worker_id: int) -> None:
-    """Start a data loading worker that only its parent can stop; otherwise the training would stop with an error."""
+    """Start a worker that only its parent stops: a cluster signals workers too, and training fails when one dies."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     threading.Thread(target=_wait_for_parent, daemon=True).start()
     if worker_init_fn is not None:

@@ -1,4 +1,4 @@
-"""Training that can be interrupted after any step and continued as if it had not been."""
+"""A training loop that can be interrupted after any step and continued with the same result."""
 
 import copy
 import random
@@ -14,19 +14,19 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
+from deit_detr.engine.resume.progress import evaluated_epoch
+
 
 @LOOPS.register_module()
 class ResumableTrainLoop(EpochBasedTrainLoop):
-    """mmengine's epoch loop, with steps that depend on the checkpoint before them and on nothing else.
+    """mmengine's epoch loop, with steps that depend only on the checkpoint before them.
 
-    Whatever is random is seeded for each step or image, and does not go on from what was drawn before: the
-    augmentation of an image by the run's seed, the epoch and the image's index; the rest of a step (dropout, noisy
-    queries) by the seed, the number of the step and the process. There is thus no random state to save, and the number
-    of data loading workers changes nothing.
+    Random numbers are seeded anew for each step and image: the augmentation of an image by the run's seed, the epoch
+    and the image's index; the rest of a step (dropout, noisy queries) by the seed, the number of the step and the
+    process. So there is no random state to save, and the number of data loading workers does not change the result.
 
-    mmengine continues a checkpoint from the middle of an epoch at the epoch's start. This loop passes over the
-    batches that were done, without loading their images. An evaluation that was due, and is not in the checkpoint, is
-    done first.
+    mmengine continues a checkpoint from the middle of an epoch at the epoch's start. This loop skips the batches that
+    are done, without loading their images. If an evaluation was due and is not in the checkpoint, it comes first.
 
     Args:
         runner (Runner): The runner.
@@ -38,11 +38,11 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, *args, **kwargs) -> None:
         super().__init__(runner, dataloader, *args, **kwargs)
         self.dataloader = seeded_loader(self.dataloader)
-        self.batches_done = 0  # of the running epoch, by the checkpoint that is resumed
+        self.batches_done = 0  # of the running epoch; SafeCheckpointHook sets it from the checkpoint
         self.seed = 0
 
     def run(self) -> nn.Module:
-        """Train until the last epoch is over.
+        """Train until the last epoch is done.
 
         Returns:
             nn.Module: The model.
@@ -54,7 +54,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
             self.dataloader.batch_sampler.sampler.seed = self.seed
 
         self.runner.call_hook('before_train')
-        if self._epoch and not self.batches_done and self.runner.message_hub.get_info('evaluated') != self._epoch:
+        if self._epoch and not self.batches_done and evaluated_epoch(self.runner) != self._epoch:
             self._evaluate_if_due()
         if self._epoch >= self._max_epochs:
             self.runner.logger.info(
@@ -67,7 +67,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         return self.runner.model
 
     def run_epoch(self) -> None:
-        """Train for an epoch, or for what is left of one."""
+        """Train for an epoch, or for the rest of a resumed one."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         batches = self.dataloader.batch_sampler
@@ -79,8 +79,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self._epoch += 1
 
     def run_iter(self, idx: int, data_batch: dict) -> None:
-        """Train for a step."""
-        # Python's generator alike in all processes: what is drawn for the whole batch, as its size, should be the same
+        """Train for one step."""
+        # Python's generator is the same in all processes: so is what it draws for the whole batch, e.g. its size
         seed_all(self.seed, self._iter, get_rank())
         random.seed(_mix(self.seed, self._iter))
         super().run_iter(idx, data_batch)
@@ -93,7 +93,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
 
 
 def seed_all(*numbers: int) -> None:
-    """Seed Python, NumPy and PyTorch by several numbers at once."""
+    """Seed Python, NumPy and PyTorch with a combination of several numbers."""
     seed = _mix(*numbers)
     random.seed(seed)
     np.random.seed(seed)
@@ -105,10 +105,10 @@ def _mix(*numbers: int) -> int:
 
 
 def seeded_loader(loader: DataLoader) -> DataLoader:
-    """The same batches from a loader that knows how to begin in the middle of an epoch and seeds each image.
+    """Return a loader of the same batches that can start in the middle of an epoch and seeds each image.
 
     Args:
-        loader: As mmengine builds it. It is not used itself.
+        loader: As mmengine builds it; only its parts are used.
 
     Returns:
         DataLoader: Its ``batch_sampler`` is a :class:`_SeededBatches`, its ``dataset`` passes attributes through.
@@ -122,7 +122,7 @@ def seeded_loader(loader: DataLoader) -> DataLoader:
 
 
 class _SeededBatches(Sampler):
-    """Batches of (index, seeds of its augmentation), from the batch number ``start`` on."""
+    """Batches of (index, seeds of its augmentation), starting with batch number ``start``."""
 
     def __init__(self, batch_sampler: BatchSampler) -> None:
         self.batch_sampler = batch_sampler
@@ -130,7 +130,7 @@ class _SeededBatches(Sampler):
         self.seed = self.epoch = self.start = 0
 
     def __iter__(self) -> Iterator[list]:
-        # a copy: AspectRatioBatchSampler keeps the images of batches that it could not fill if nobody asks on
+        # a copy: AspectRatioBatchSampler keeps the images of unfilled batches when an epoch is not read to its end
         batches = copy.deepcopy(self.batch_sampler, {id(self.sampler): self.sampler})
         for batch in islice(batches, self.start, None):
             yield [(index, (self.seed, self.epoch, index)) for index in batch]
@@ -140,7 +140,7 @@ class _SeededBatches(Sampler):
 
 
 class _SeededDataset(Dataset):
-    """A data set that seeds before it loads, in whichever process that is."""
+    """A data set that seeds the generators of its process before it loads an image."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -155,6 +155,6 @@ class _SeededDataset(Dataset):
         return len(self.dataset)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith('__') or name == 'dataset':  # not what Python or torch ask any object for
+        if name.startswith('__') or name == 'dataset':  # Python and torch probe any object for these
             raise AttributeError(name)
         return getattr(self.dataset, name)

@@ -1,9 +1,8 @@
-"""Whether annotation files and images are what they say, and training and validation apart."""
+"""Check annotation files and images, and that training and validation data do not overlap."""
 
 import hashlib
 import random
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from os.path import join
@@ -15,13 +14,13 @@ from mmdet.datasets import CocoDataset
 from mmengine.fileio import load
 
 from deit_detr.datasets.coco_file import find_problems
-from deit_detr.engine.start.findings import FAIL, OK, UNKNOWN, WARN, Finding
-from deit_detr.engine.start.look import look
+from deit_detr.datasets.wrappers import unwrap
+from deit_detr.engine.start.findings import FAIL, OK, UNKNOWN, WARN, Finding, run_check
 from deit_detr.errors import UserError
 
 SAMPLE = 64  # images of each split that are decoded
 MOST_HASHED = 4000  # files; a few seconds
-#: A share of odd boxes above this is a mistake of units or order, not noise.
+#: A larger share of odd boxes is a mistake of units or order, not noise.
 MOST_ODD = 0.05
 #: ScanNet's names: scene0000_01 is the second scan of room scene0000.
 ROOM = re.compile(r'(?:^|/)(scene\d{4})_\d{2}/')
@@ -55,45 +54,35 @@ class AnnotationFile:
 
     @cached_property
     def sizes(self) -> dict[str, int | None]:
-        """Bytes of each image, None where it is missing."""
+        """Size of each image file in bytes; None if it is missing."""
         paths = self.image_paths
-        with ThreadPoolExecutor(16) as pool:  # file servers answer slowly, but many at a time
+        with ThreadPoolExecutor(16) as pool:  # file servers are slow, but answer many requests at a time
             return dict(zip(paths, pool.map(_size, paths), strict=True))
 
 
 def check_data(datasets: dict[str, object]) -> list[Finding]:
-    """Run all checks of data.
+    """Check annotations, boxes, images and the overlap of the splits.
 
     Args:
-        datasets: Split, ``'train'`` and perhaps ``'val'`` -> data set.
+        datasets: Split, ``'train'`` and optionally ``'val'`` -> data set.
 
     Returns:
-        list[Finding]: Three for each split, and one for both.
+        list[Finding]: Three for each split, and one for both together.
     """
     findings = []
     files = {}
     for split, dataset in datasets.items():
-        found = [AnnotationFile(leaf) for leaf in _leaves(dataset) if isinstance(leaf, CocoDataset)]
+        found = [AnnotationFile(leaf) for _, leaf in unwrap(dataset) if isinstance(leaf, CocoDataset)]
         if not found:
-            findings.append(Finding(f'{split} data', UNKNOWN, f'{type(dataset).__name__} is no COCO-format data set'))
+            findings.append(Finding(f'{split} data', UNKNOWN, f'{type(dataset).__name__} is not a COCO data set'))
             continue
         files[split] = found
         findings += [
-            look(f'{split} annotations', _check_annotations, found), look(f'{split} boxes', _check_boxes, found),
-            look(f'{split} images', _check_images, found)]
+            run_check(f'{split} {part}', check, found) for part, check in dict(
+                annotations=_check_annotations, boxes=_check_boxes, images=_check_images).items()]
     if {'train', 'val'} <= set(files):
-        findings.append(look('train/val overlap', _check_overlap, files['train'], files['val']))
+        findings.append(run_check('train/val overlap', _check_overlap, files['train'], files['val']))
     return findings
-
-
-def _leaves(dataset) -> Iterator:
-    """The data sets inside of mmengine's wrappers."""
-    inner = getattr(dataset, 'datasets', None) or ([dataset.dataset] if hasattr(dataset, 'dataset') else None)
-    if inner is None:
-        yield dataset
-    else:
-        for part in inner:
-            yield from _leaves(part)
 
 
 def _check_annotations(files: list[AnnotationFile]) -> tuple[str, str]:
@@ -102,7 +91,7 @@ def _check_annotations(files: list[AnnotationFile]) -> tuple[str, str]:
         return FAIL, '; '.join(problems)
     for file in files:
         if not len(file.dataset):
-            return FAIL, f'{file.path}: no image is left; see filter_cfg and the fields "images" and "annotations"'
+            return FAIL, f'{file.path}: no image is left; check filter_cfg and the fields "images" and "annotations"'
     images = sum(len(file.content['images']) for file in files)
     boxes = sum(len(file.content.get('annotations', [])) for file in files)
     return OK, f'{images:,} images, {boxes:,} boxes, {len(files[0].content["categories"])} categories'
@@ -126,16 +115,16 @@ def _check_boxes(files: list[AnnotationFile]) -> tuple[str, str]:
         kinds = {
             'not finite': ~np.isfinite(boxes).all(1),
             'thinner than a pixel': (boxes[:, 2:] < 1).any(1),
-            'outside of the image': ((ends <= 0) | (boxes[:, :2] >= sides)).any(1),
+            'outside the image': ((ends <= 0) | (boxes[:, :2] >= sides)).any(1),
             'more than a pixel beyond the image': ((boxes[:, :2] < -1) | (ends > sides + 1)).any(1),
         }
         keys = [(row['image_id'], row['category_id'], *row['bbox']) for row in annotations]
-        kinds['there twice'] = _repeated(keys)
+        kinds['duplicated'] = _repeated(keys)
         for kind, mask in kinds.items():
             odd.setdefault(kind, []).extend(annotations[index]['id'] for index in np.flatnonzero(mask))
     odd = {kind: ids for kind, ids in odd.items() if ids}
     if not odd:
-        return OK, f'all {total:,} lie in their images, none is empty or there twice'
+        return OK, f'all {total:,} lie in their images, none is empty or duplicated'
     shown = '; '.join(f'{len(ids)} {kind} (annotation {ids[0]})' for kind, ids in odd.items())
     status = FAIL if 'not finite' in odd or max(map(len, odd.values())) > MOST_ODD * total else WARN
     unit = f'field "bbox" of {files[0].path} is [left, top, width, height] in pixels'
@@ -148,23 +137,23 @@ def _repeated(keys: list[tuple]) -> np.ndarray:
 
 
 def _check_images(files: list[AnnotationFile]) -> tuple[str, str]:
-    """All have to be there, where the file system can tell; of a sample, those that do not decode or fit."""
+    """Check that all local images exist, and that a sample decodes and has the annotated size."""
     for file in files:
         if _is_local(file):
             missing = [path for path, size in file.sizes.items() if not size]
             if missing:
                 return FAIL, f'{len(missing)} of {len(file.sizes)} images missing or empty, e.g. {missing[0]}; the ' \
                              f'path is data_root, data_prefix.img and the field "file_name" of {file.path}'
-    problems, looked_at = [], 0
+    problems, checked = [], 0
     for file in files:
         transforms = getattr(file.dataset.pipeline, 'transforms', [])
         reader = next((step for step in transforms if isinstance(step, LoadImageFromFile)), LoadImageFromFile())
         for index in sample(len(file.dataset), SAMPLE):
             info = file.dataset.get_data_info(index)
-            looked_at += 1
+            checked += 1
             try:
                 image = reader(dict(img_path=info['img_path']))['img']
-            except Exception as error:  # of whichever decoder is configured
+            except Exception as error:  # any decoder may be configured
                 image = None
                 problems.append(f'{info["img_path"]} cannot be decoded ({type(error).__name__})')
             if image is not None and image.shape[:2] != (info['height'], info['width']):
@@ -172,15 +161,15 @@ def _check_images(files: list[AnnotationFile]) -> tuple[str, str]:
                     f'{info["img_path"]} has {image.shape[1]}x{image.shape[0]} pixels, its annotation says '
                     f'{info["width"]}x{info["height"]}')
     if problems:
-        return FAIL, f'{len(problems)} of a sample of {looked_at}: ' + '; '.join(problems[:3]) + \
+        return FAIL, f'{len(problems)} of a sample of {checked}: ' + '; '.join(problems[:3]) + \
             '; convert again, or repair the images'
-    return OK, f'a sample of {looked_at} decodes and has the annotated size'
+    return OK, f'a sample of {checked} decodes and has the annotated size'
 
 
 def _check_overlap(train: list[AnnotationFile], val: list[AnnotationFile]) -> tuple[str, str]:
     same = {file.path for file in train} & {file.path for file in val}
     if same:
-        return WARN, f'{same.pop()} is used for training and validation: AP will be that of known images'
+        return WARN, f'{same.pop()} is used for training and validation: AP will be measured on training images'
     rooms = [{found[1] for file in files for name in file.names if (found := ROOM.search(name))}
              for files in (train, val)]
     shared = sorted(rooms[0] & rooms[1])
@@ -190,12 +179,12 @@ def _check_overlap(train: list[AnnotationFile], val: list[AnnotationFile]) -> tu
         return UNKNOWN, 'no room is in both; images are not on a local file system and were not compared'
     pairs, partly = _equal_files(train, val)
     if pairs:
-        return FAIL, f'{len(pairs)} images are in both, e.g. {pairs[0][0]} and {pairs[0][1]}: take them out of one'
+        return FAIL, f'{len(pairs)} images are in both, e.g. {pairs[0][0]} and {pairs[0][1]}: remove them from one'
     return OK, 'no room and no image file is in both' + (f' (compared: {MOST_HASHED} files)' if partly else '')
 
 
 def _equal_files(train: list[AnnotationFile], val: list[AnnotationFile]) -> tuple[list[tuple[str, str]], bool]:
-    """Pairs of files with equal content, and whether only a sample was compared. Only equal sizes are read."""
+    """Return pairs of equal files, and whether only a sample was compared. Only files of equal size are read."""
     sizes = [{path: size for file in files for path, size in file.sizes.items() if size} for files in (train, val)]
     common = set(sizes[0].values()) & set(sizes[1].values())
     candidates = [[path for path, size in of_split.items() if size in common] for of_split in sizes]
@@ -209,7 +198,7 @@ def _equal_files(train: list[AnnotationFile], val: list[AnnotationFile]) -> tupl
 
 
 def sample(number: int, most: int) -> list[int]:
-    """Indices below ``number``, at most so many, always the same."""
+    """Return at most ``most`` indices below ``number``, always the same."""
     return sorted(random.Random(0).sample(range(number), min(number, most)))
 
 
@@ -229,11 +218,11 @@ def _digest(path: str) -> bytes:
 
 
 def largest_image(dataset, number: int = 16) -> tuple[int, int]:
-    """Height and width, in pixels, that hold every one of a few images as the training pipeline gives them.
+    """Return the largest height and the largest width, in pixels, of a few images after the training pipeline.
 
     Args:
         dataset: The training data.
-        number: How many images to look at.
+        number: Images to load.
 
     Raises:
         UserError: If the pipeline fails.
@@ -242,7 +231,7 @@ def largest_image(dataset, number: int = 16) -> tuple[int, int]:
     for index in sample(len(dataset), number):
         try:
             item = dataset[index]
-        except Exception as error:  # of any transform
+        except Exception as error:  # any transform may be configured
             raise UserError(
                 f'the training pipeline fails on image {index}: {type(error).__name__}: {error}') from error
         shapes.append(item['inputs'].shape[-2:])

@@ -1,4 +1,4 @@
-"""Whether evaluation gives full marks to the truth."""
+"""Check that the evaluator gives AP 1 to the ground truth."""
 
 import torch
 from mmdet.datasets import CocoDataset
@@ -13,17 +13,17 @@ SAMPLE = 64  # images
 
 
 def build_metrics(evaluator: ConfigDict | list | None) -> list[CocoMetric]:
-    """The COCO metrics among those of a config's evaluator."""
+    """Build the COCO metrics of a config's evaluator."""
     configs = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator] if evaluator else []
     metrics = [METRICS.build(cfg) for cfg in configs]
     return [metric for metric in metrics if isinstance(metric, CocoMetric)]
 
 
 def check_evaluator(metrics: list[CocoMetric], dataset: CocoDataset) -> tuple[str, str]:
-    """Feed the boxes of a sample of images to the metrics, as a perfect detector would: AP has to be 1.
+    """Evaluate the ground truth of a sample of images as if it were detected: AP has to be 1.
 
     Args:
-        metrics: As :func:`build_metrics` gives them; their results are emptied again.
+        metrics: From :func:`build_metrics`; their results are cleared afterwards.
         dataset: The validation data.
     """
     infos = [dataset.get_data_info(index) for index in sample(len(dataset), SAMPLE)]
@@ -42,7 +42,7 @@ def check_evaluator(metrics: list[CocoMetric], dataset: CocoDataset) -> tuple[st
         value = metric.compute_metrics(metric.results).get(f'{metric.metrics[0]}_mAP')
         metric.results.clear()
         if value != 1:
-            # a few boxes that the data set leaves out, or one file's boxes beside another's
+            # a value just below 1: the data set filters some boxes; a low one: the files differ
             return WARN if value and value > 0.9 else FAIL, \
                 f'{type(metric).__name__} gives AP {value} to the ground truth of {len(infos)} images: ' \
                 'val_evaluator.ann_file and val_dataloader.dataset differ in boxes, classes or ids'

@@ -1,6 +1,6 @@
-"""Fields of a transformer detector's config that have to fit each other, compared before anything is built.
+"""Check that the fields of a transformer detector's config fit each other, before anything is built.
 
-Left alone they end in an assertion that names none of them, or in an error about the shapes of two matrices.
+Otherwise a mistake ends in an assertion that names no field, or in an error about the shapes of two matrices.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from mmengine.config import ConfigDict
 
 from deit_detr.engine.start.findings import FAIL, OK, UNKNOWN
 
-#: What mmdet takes where a config says nothing.
+#: mmdet's defaults.
 EMBED_DIMS, NUM_HEADS, NUM_LEVELS, NUM_QUERIES = 256, 8, 4, 100
 
 
@@ -20,13 +20,13 @@ def check_fields(model: ConfigDict) -> tuple[str, str]:
     """Compare all dimensions of a detector's config, and name every field that disagrees.
 
     Args:
-        model: The field ``model`` of a config.
+        model: The config's ``model``.
     """
     detector = _class(model)
     if detector is None:
         return FAIL, f'model.type is {model.get("type")!r}, which is not registered: is custom_imports complete?'
     if not issubclass(detector, DetectionTransformer):
-        return UNKNOWN, f'{detector.__name__} is no DetectionTransformer: only the step below tells'
+        return UNKNOWN, f'{detector.__name__} is not a DetectionTransformer: only the gradients check below tests it'
     problems = [
         *_different('embed_dims', dict(_widths(model))), *_fixed_width(detector, model), *_heads(model),
         *_neck_inputs(model), *_different('number of levels', dict(_levels(detector, model))), *_queries(model)]
@@ -39,7 +39,7 @@ def _class(cfg: ConfigDict | None) -> type | None:
 
 
 def _different(what: str, values: dict[str, int]) -> Iterator[str]:
-    """A sentence that names every field whose value is not that of most."""
+    """Yield a sentence that names every field whose value differs from the most common one."""
     if len(set(values.values())) > 1:
         ranked = Counter(values.values()).most_common(2)
         common, number = ranked[0]
@@ -51,7 +51,7 @@ def _different(what: str, values: dict[str, int]) -> Iterator[str]:
 
 
 def _layers(model: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
-    """Path and config of each attention and FFN in encoder and decoder; mmdet has defaults for those left out."""
+    """Yield path and config of each attention and FFN in encoder and decoder; a missing one is empty."""
     for part, names in (('encoder', ('self_attn_cfg', 'ffn_cfg')),
                         ('decoder', ('self_attn_cfg', 'cross_attn_cfg', 'ffn_cfg'))):
         if part in model:
@@ -76,7 +76,7 @@ def _fixed_width(detector: type, model: ConfigDict) -> Iterator[str]:
         issubclass(detector, DeformableDETR) and model.get('as_two_stage', False))
     width = model.bbox_head.get('embed_dims', EMBED_DIMS)
     if fixed and width != 256:
-        yield f'embed_dims has to be 256: mmdet writes that into the encodings of {detector.__name__}, not {width}'
+        yield f'embed_dims has to be 256: mmdet fixes it in the encodings of {detector.__name__}; here it is {width}'
 
 
 def _heads(model: ConfigDict) -> Iterator[str]:
@@ -98,7 +98,7 @@ def _neck_inputs(model: ConfigDict) -> Iterator[str]:
 
 
 def _backbone_channels(backbone: ConfigDict | None) -> list[int] | None:
-    """Channels of each map of a ViT of mmpretrain or a ResNet of mmdet, None for others."""
+    """Return the channels of each map of mmpretrain's ViTs and mmdet's ResNets; None for other backbones."""
     kind = _class(backbone)
     if kind is None:
         return None
@@ -136,7 +136,7 @@ def _levels(detector: type, model: ConfigDict) -> Iterator[tuple[str, int]]:
 def _queries(model: ConfigDict) -> Iterator[str]:
     head, num_queries = model.bbox_head, model.get('num_queries', NUM_QUERIES)
     largest = (model.get('test_cfg') or {}).get('max_per_img', 0)
-    # a softmax has one class for each query, sigmoids may give several
+    # a softmax gives one class for each query, sigmoids may give several
     softmax = 'CrossEntropyLoss' in str(head.get('loss_cls', {}).get('type', 'CrossEntropyLoss')) and not \
         head.get('loss_cls', {}).get('use_sigmoid', False)
     candidates = num_queries * (1 if softmax else head.get('num_classes', 80))

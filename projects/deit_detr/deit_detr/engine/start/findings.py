@@ -1,6 +1,13 @@
-"""What a check says."""
+"""Running checks one by one, and what they found: a row of a table for each."""
 
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
+
+from mmengine.logging import MMLogger
 
 from deit_detr.errors import UserError
 
@@ -9,12 +16,12 @@ OK, WARN, FAIL, UNKNOWN = 'ok', 'warn', 'FAIL', 'unknown'
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of the table.
+    """The result of a check: a row of the table.
 
     Attributes:
-        check: What was looked at.
-        status: ``OK``, ``WARN``, ``FAIL`` or ``UNKNOWN``: it could not be looked at.
-        message: What is the case and, unless that is fine, how to change it; one line.
+        check: Name of the check.
+        status: ``OK``, ``WARN``, ``FAIL``, or ``UNKNOWN`` if the check could not be made.
+        message: What was found and, unless that is fine, how to fix it; one line.
     """
 
     check: str
@@ -22,21 +29,68 @@ class Finding:
     message: str
 
 
+def run_check(check: str, function: Callable[..., tuple[str, str]], *args) -> Finding:
+    """Run a check. An exception counts as its failure, so that the checks after it still run.
+
+    Args:
+        check: Name of its row.
+        function: Returns status and message, or raises.
+        *args: Its arguments. If one is a ``UserError``, because it could not be made, the check fails with that.
+    """
+    return as_finding(check, attempt(function, *args))
+
+
+def as_finding(check: str, result: tuple[str, str] | UserError) -> Finding:
+    """Return the row of a check for what it returned or raised."""
+    return Finding(check, FAIL, str(result)) if isinstance(result, UserError) else Finding(check, *result)
+
+
+def attempt(function: Callable, *args):
+    """Call a function with its output suppressed; return its result, or a ``UserError`` with what went wrong."""
+    for value in args:
+        if isinstance(value, UserError):
+            return value
+    try:
+        with _quiet():
+            return function(*args)
+    except UserError as error:
+        return error
+    except Exception as error:  # code and data of the user may raise anything
+        return UserError(f'{type(error).__name__}: {error}'.replace('\n', ' '))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress what libraries print, log and warn: the findings say it in one line each."""
+    logger = MMLogger.get_current_instance()
+
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(drop)
+    try:
+        with redirect_stdout(StringIO()), warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.removeFilter(drop)
+
+
 def table(findings: list[Finding]) -> str:
-    """The findings as lines of text, in their order."""
+    """Format findings as lines of text, in their order."""
     width = max(len(finding.check) for finding in findings)
     return '\n'.join(f'{finding.check:<{width}}  {finding.status:<7}  {finding.message}' for finding in findings)
 
 
 def require(findings: list[Finding], ignore: tuple[str, ...] = ()) -> None:
-    """Stop for all failures at once.
+    """Raise one error for all failures.
 
     Args:
-        findings: Of all checks.
-        ignore: Checks whose failures do not count.
+        findings: The findings of all checks.
+        ignore: Names of checks whose failures do not count.
 
     Raises:
-        UserError: With a line for each failure.
+        UserError: If a check failed, with a line for each failure.
     """
     failed = [f'{finding.check}: {finding.message}' for finding in findings
               if finding.status == FAIL and finding.check not in ignore]

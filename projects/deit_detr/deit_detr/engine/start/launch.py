@@ -1,4 +1,4 @@
-"""Starting a run: the command-line pieces that train.py and test.py share."""
+"""Command-line arguments and start of a run, shared by train.py, test.py and preflight.py."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ from deit_detr.errors import UserError
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add mmdet's arguments that training and testing have in common."""
+    """Add the arguments of mmdet's scripts that training and testing share."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
@@ -26,7 +26,7 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read a config, apply the command line's overrides and prepare the distributed environment.
 
     Args:
-        args: As parsed with :func:`add_run_arguments`, with ``config`` beside it.
+        args: Parsed with :func:`add_run_arguments` and an argument ``config``.
 
     Returns:
         Config: With ``work_dir`` and ``launcher`` set.
@@ -51,10 +51,10 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def use_cpu_processes(cfg: Config) -> None:
-    """Let several processes train on the CPU: mmengine's own start assumes a GPU a process.
+    """Let several processes train on the CPU: mmengine's launcher assumes one GPU per process.
 
     Args:
-        cfg: The config of the run, changed in place. Its ``dist_cfg.timeout`` (seconds) is respected.
+        cfg: The config of the run, changed in place. Its ``env_cfg.dist_cfg.timeout``, in seconds, is used.
     """
     from datetime import timedelta
 
@@ -65,11 +65,11 @@ def use_cpu_processes(cfg: Config) -> None:
 
 
 def make_deterministic(cfg: Config) -> None:
-    """Let a run use deterministic algorithms only: an operation that has none on its device stops it by name.
+    """Let a run use deterministic algorithms only; an operation without one stops it with its name.
 
     Args:
-        cfg: The config of the run, changed in place. Without ``randomness.seed`` one is drawn, which the log and
-            ``run.json`` name.
+        cfg: The config of the run, changed in place. Without ``randomness.seed`` a seed is drawn; the log and
+            ``run.json`` name it.
     """
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # cuBLAS reads it at its first call
     cfg.randomness = dict(dict(seed=None) | (cfg.get('randomness') or {}), deterministic=True)

@@ -1,4 +1,4 @@
-"""All checks before training: for a config alone, and for a runner that is about to start."""
+"""All checks before training: of a config alone, and of a runner that is about to start."""
 
 import copy
 
@@ -13,17 +13,16 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-from deit_detr.engine.start.class_check import class_difference, dataset_classes
+from deit_detr.engine.start.classes import check_classes
 from deit_detr.engine.start.data import check_data, largest_image
 from deit_detr.engine.start.evaluator import build_metrics, check_evaluator
 from deit_detr.engine.start.fields import check_fields
-from deit_detr.engine.start.findings import FAIL, OK, WARN, Finding, require, table
-from deit_detr.engine.start.look import as_finding, attempt, look
+from deit_detr.engine.start.findings import FAIL, OK, WARN, Finding, as_finding, attempt, require, run_check, table
 from deit_detr.engine.start.resources import check_disk, check_memory
 from deit_detr.engine.start.trial_step import (
     TooLarge,
     check_gradients,
-    check_pretrained,
+    check_weights,
     same_random_state,
     take_step,
 )
@@ -32,7 +31,7 @@ from deit_detr.versions import installed, untested, version_problems
 
 
 def check_config(cfg: Config) -> list[Finding]:
-    """Run all checks on what a config describes; its data and model are built for that, and thrown away.
+    """Run all checks on a config. Its data and model are built for that.
 
     Args:
         cfg: The config of a training run. Not changed.
@@ -48,7 +47,7 @@ def check_config(cfg: Config) -> list[Finding]:
         if not any(finding.check == 'model fields' and finding.status == FAIL for finding in findings):
             findings.append(Finding('model', FAIL, f'cannot be built: {model}'))  # or the fields say why
         return findings
-    if look('pretrained', check_pretrained, model).status != FAIL:  # mmengine would stop at a missing file
+    if run_check('pretrained', check_weights, model).status != FAIL:  # mmengine would stop at a missing file
         failure = attempt(model.init_weights)
         if failure is not None:
             findings.append(Finding('initialization', FAIL, str(failure)))
@@ -56,7 +55,7 @@ def check_config(cfg: Config) -> list[Finding]:
 
 
 def build_datasets(cfg: Config) -> dict[str, Dataset | UserError]:
-    """The data sets of a config's training and validation, or why they cannot be built."""
+    """Build the data sets of a config for training and validation; the error takes the place of one that fails."""
     return {
         split: attempt(DATASETS.build, copy.deepcopy(cfg[f'{split}_dataloader'].dataset))
         for split in ('train', 'val') if cfg.get(f'{split}_dataloader')}
@@ -67,18 +66,18 @@ def check_data_and_config(cfg: Config, datasets: dict[str, Dataset | UserError])
 
     Args:
         cfg: The config of the run.
-        datasets: See :func:`build_datasets`.
+        datasets: From :func:`build_datasets`.
     """
     built = {split: dataset for split, dataset in datasets.items() if not isinstance(dataset, UserError)}
     metrics = attempt(build_metrics, cfg.get('val_evaluator'))
-    findings = [look('versions', _check_versions), look('model fields', check_fields, cfg.model)]
+    findings = [run_check('versions', _check_versions), run_check('model fields', check_fields, cfg.model)]
     findings += [
         Finding(f'{split} annotations', FAIL, str(error)) for split, error in datasets.items() if split not in built]
     findings += check_data(built)
     known = [] if isinstance(metrics, UserError) else metrics
-    findings.append(look('classes', _check_classes, built, known, cfg))
+    findings.append(run_check('classes', check_classes, built, dict(val=known), cfg.model))
     if 'val' in built:
-        findings.append(look('evaluator', check_evaluator, metrics, built['val']))
+        findings.append(run_check('evaluator', check_evaluator, metrics, built['val']))
     return findings
 
 
@@ -91,55 +90,50 @@ def _check_versions() -> tuple[str, str]:
     return OK, installed()
 
 
-def _check_classes(datasets: dict[str, Dataset], metrics: list, cfg: Config) -> tuple[str, str]:
-    difference = class_difference(dataset_classes(datasets), dict(val=metrics), cfg.model)
-    return (FAIL, difference) if difference else (OK, 'data, evaluator and model have the same')
-
-
 def _largest_image(dataset: Dataset | UserError | None) -> tuple[int, int] | UserError | None:
     return None if dataset is None or isinstance(dataset, UserError) else attempt(largest_image, dataset)
 
 
 def check_model(model: nn.Module, cfg: Config, size: tuple[int, int] | UserError | None) -> list[Finding]:
-    """Run the checks that need the model; in every process, because losses average over the processes.
+    """Run the checks that need the model, in every process, because losses are averaged over the processes.
 
     Args:
         model: The detector on its device, not wrapped. Not changed.
         cfg: The config of the run.
-        size: Height and width of the largest training images, in pixels, or why they cannot be made; None without
+        size: Height and width of the largest training images, in pixels, or the error of the pipeline; None without
             training data.
 
     Raises:
         UserError: If a step of one process of several does not fit on its GPU.
     """
-    fit = look('model fields', check_fields, cfg.model).status != FAIL
-    step = attempt(take_step, model, cfg) if fit else None  # an error of shapes would say less than the fields
+    fit = run_check('model fields', check_fields, cfg.model).status != FAIL
+    step = attempt(take_step, model, cfg) if fit else None  # an error about shapes names no field
     pipeline = [Finding('train pipeline', FAIL, str(size))] if isinstance(size, UserError) else []
     memory = attempt(check_memory, model, cfg, *(None if isinstance(x, UserError) else x for x in (step, size)))
     for result in (step, memory):
-        if isinstance(result, TooLarge) and get_world_size() > 1:  # the others may wait for the losses of this one
+        if isinstance(result, TooLarge) and get_world_size() > 1:  # the others may wait for the losses of this process
             raise UserError(f'process {get_rank()}: {result}')
     return pipeline + [
-        look('pretrained', check_pretrained, model), look('gradients', check_gradients, step, cfg),
-        as_finding('memory', memory), look('disk', check_disk, model, cfg)]
+        run_check('pretrained', check_weights, model), run_check('gradients', check_gradients, step, cfg),
+        as_finding('memory', memory), run_check('disk', check_disk, model, cfg)]
 
 
 @HOOKS.register_module()
 class PreflightHook(Hook):
-    """Check a training run before its first step, and stop it for everything that is wrong at once.
+    """Check a training run before its first step, and stop it with a list of everything that is wrong.
 
-    The checks are those of ``tools/preflight.py``, and take seconds. Data is looked at in the first process only; all
-    processes stop together. Nothing of the run is changed, its random numbers included.
+    The checks are those of ``tools/preflight.py`` and take seconds. Data is checked in the first process only; all
+    processes stop together. The run itself is not changed, nor are its random numbers.
 
     Args:
-        ignore (tuple[str, ...]): Checks, by the names in the table, whose failures do not stop the run.
+        ignore (tuple[str, ...]): Names of checks, as in the table, whose failures do not stop the run.
     """
 
     def __init__(self, ignore: tuple[str, ...] = ()) -> None:
         self.ignore = tuple(ignore)
 
     def before_run(self, runner: Runner) -> None:
-        """Run the checks, where there is something to train.
+        """Run the checks if this is a training.
 
         Raises:
             UserError: With a line for each failure.
@@ -167,10 +161,10 @@ class PreflightHook(Hook):
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner of a training and its data; where that fails, say everything that is wrong.
+    """Build the runner of a training and its data; if that fails, report everything that is wrong.
 
-    mmengine calls the first hook when model and data are there. What keeps them from being built is the first of
-    perhaps several mistakes, and an error about shapes names none of the fields it comes from.
+    mmengine calls the first hook after it has built model and data. An error in building them is only the first of
+    perhaps several mistakes, and an error about shapes does not name the fields that caused it.
 
     Args:
         cfg: The config of the run. Not changed.

@@ -1,4 +1,4 @@
-"""What one small step of the real model tells: shapes that do not fit, parameters without a gradient, memory."""
+"""Training steps on noise with a copy of the model: they show wrong shapes, missing gradients and needed memory."""
 
 import copy
 import random
@@ -14,24 +14,22 @@ from mmengine.runner import turn_on_activation_checkpointing
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from deit_detr.checkpoints.pretrained import check_pretrained, compare_loaded, pretrained_modules
 from deit_detr.datasets.noise import make_batch
 from deit_detr.engine.start.findings import FAIL, OK, UNKNOWN, WARN
-from deit_detr.engine.start.pretrained_check import check_checkpoints, loaded_parts, pretrained_modules
 from deit_detr.errors import UserError
-
-MIN_LOADED = 0.99  # see PretrainedCheckHook
 
 
 class TooLarge(UserError):
-    """A step does not fit into the memory of the GPU."""
+    """Raised when a training step does not fit into the memory of the GPU."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What small steps of a model showed.
+    """Results of a few small training steps.
 
     Attributes:
-        without_gradient: Names of the trainable parameters that got none.
+        without_gradient: Names of the trainable parameters without a gradient.
         side: Height and width of the images, in pixels.
         bytes_by_pixels: Coefficients (square, linear, constant) of the memory that a forward pass keeps for its
             backward pass, by the number of pixels.
@@ -42,28 +40,28 @@ class Step:
     bytes_by_pixels: tuple[float, float, float]
 
     def activations(self, height: int, width: int) -> float:
-        """Bytes kept for the backward pass of one image of this size, in pixels."""
+        """Return the bytes that the backward pass of one image needs; its size is in pixels."""
         return float(np.polyval(self.bytes_by_pixels, height * width))
 
 
 def take_step(model: nn.Module, cfg: ConfigDict) -> Step:
-    """Train a copy of a model on one small image of noise with boxes; nothing of the model or the run changes.
+    """Train a copy of a model on one small image of noise with boxes.
 
-    Where several processes train, all of them have to call this: losses average over the processes.
+    Where several processes train, all of them have to call this, because losses are averaged over the processes.
 
     Args:
-        model: The detector, on its device, not wrapped.
+        model: The detector, on its device, not wrapped. Not changed.
         cfg: The config of the run.
 
     Raises:
         TooLarge: If the step does not fit on the GPU.
         UserError: If it fails otherwise or its loss is not finite.
     """
-    # two-stage detectors take their queries from the tokens: there have to be as many
+    # two-stage detectors select their queries from the tokens, so there must be enough of them
     selects = getattr(model, 'as_two_stage', False) or hasattr(model, 'query_selection')
     tokens = cfg.model.get('num_queries', 100) if selects else 16
     first = next(side for side in range(64, 4096, 64) if (side // 16) ** 2 >= tokens)
-    sides = [first, first + 64, first + 128]  # 64: levels of all strides come out even
+    sides = [first, first + 64, first + 128]  # 64: divisible by all strides
     kept = []
     with _trial(model) as trial:
         for side in reversed(sides):
@@ -78,7 +76,7 @@ def take_step(model: nn.Module, cfg: ConfigDict) -> Step:
                     ) from error
             kept.append(sum(saved.values()))
         if not torch.isfinite(total):
-            raise UserError('the loss of an image of noise is not finite: look at the initialization and the losses')
+            raise UserError('the loss of an image of noise is not finite: check the initialization and the losses')
         total.backward()
         without = [
             name for name, param in trial.named_parameters() if param.requires_grad and param.grad is None]
@@ -86,19 +84,19 @@ def take_step(model: nn.Module, cfg: ConfigDict) -> Step:
 
 
 def peak_of_step(model: nn.Module, cfg: ConfigDict, batch: int, size: tuple[int, int]) -> int:
-    """Train a copy of a model on one batch of noise on its GPU, and see what that takes; nothing of the run changes.
+    """Measure the peak memory of a training step on one batch of noise, with a copy of the model.
 
-    The copy is not compiled: that would take minutes, and compiled modules need less.
+    The copy is not compiled: that would take minutes, and compiled modules need less memory.
 
     Args:
-        model: The detector, on a GPU, not wrapped.
+        model: The detector, on a GPU, not wrapped. Not changed.
         cfg: The config of the run.
         batch: Images.
         size: Height and width of the images, in pixels.
 
     Returns:
-        int: Bytes that PyTorch allocates at most for weights, gradients, images and activations, without the moments
-        of an optimizer.
+        int: Peak of the bytes that PyTorch allocates for weights, gradients, images and activations, without the
+        moments of an optimizer.
 
     Raises:
         TooLarge: If that is more than is free.
@@ -120,10 +118,10 @@ def peak_of_step(model: nn.Module, cfg: ConfigDict, batch: int, size: tuple[int,
 
 @contextmanager
 def _trial(model: nn.Module) -> Iterator[nn.Module]:
-    """A copy of a model to train a step with; random states are afterwards as they were.
+    """Yield a copy of a model to train a step with, and restore the random states afterwards.
 
     Raises:
-        TooLarge: For what does not fit on the GPU, whether here or in the block.
+        TooLarge: If the copy, or what the block does with it, does not fit on the GPU.
     """
     try:
         with same_random_state():
@@ -131,18 +129,18 @@ def _trial(model: nn.Module) -> Iterator[nn.Module]:
             trial = copy.deepcopy(model).train()
             trial.data_preprocessor.batch_augments = None  # they would change the size
             if not getattr(model, 'is_init', True):
-                # mmengine calls the hook before it initializes: mmdet's level_embed still is memory as it was found
+                # mmengine calls the hook before it initializes: mmdet's level_embed is still uninitialized memory
                 for param in trial.parameters():
                     if not (param.abs() < 100).all():
                         nn.init.normal_(param, std=0.02)
             yield trial
     except torch.OutOfMemoryError as error:
         traceback.clear_frames(error.__traceback__)  # they hold activations
-        raise TooLarge('a step does not fit into the memory that is free on this GPU: end what else runs') from None
+        raise TooLarge('a step does not fit into the free memory of this GPU: end other programs') from None
 
 
 def _loss(trial: nn.Module, cfg: ConfigDict, batch: int, size: tuple[int, int]) -> Tensor:
-    """The loss of images of noise with 10 boxes each, in the precision of the run."""
+    """Compute the loss of images of noise with 10 boxes each, in the precision of the run."""
     wrapper = cfg.get('optim_wrapper') or {}
     amp = 'Amp' in str(wrapper.get('type', ''))
     dtype = getattr(torch, wrapper.get('dtype') or 'float16')
@@ -154,26 +152,26 @@ def _loss(trial: nn.Module, cfg: ConfigDict, batch: int, size: tuple[int, int]) 
 
 
 def check_gradients(step: Step | None, cfg: ConfigDict) -> tuple[str, str]:
-    """Whether every trainable parameter takes part in the loss."""
+    """Check that every trainable parameter gets a gradient."""
     if step is None:
-        return UNKNOWN, 'no step was tried: the fields of the model do not fit each other'
+        return UNKNOWN, 'not checked: the fields of the model do not fit each other'
     if not step.without_gradient:
         return OK, f'a step on {step.side}x{step.side} noise gives every parameter a gradient'
     number = len(step.without_gradient)
     message = f'{number} parameters get no gradient, e.g. {", ".join(step.without_gradient[:3])}: '
     if (cfg.get('launcher') or 'none') == 'none' or cfg.get('find_unused_parameters'):
-        return WARN, message + 'they stay as they are; on several GPUs training would stop'
+        return WARN, message + 'they are not trained; on several GPUs training would stop'
     return FAIL, message + 'training on several GPUs stops at the second step; freeze them, or set ' \
         'find_unused_parameters=True'
 
 
-def check_pretrained(model: nn.Module) -> tuple[str, str]:
-    """Whether the pretrained checkpoints fit and, in an initialized model, whether they arrived."""
-    check_checkpoints(model, MIN_LOADED)
+def check_weights(model: nn.Module) -> tuple[str, str]:
+    """Check that the pretrained checkpoints fit and, in an initialized model, that they arrived."""
+    check_pretrained(model)
     if not pretrained_modules(model):
         return WARN, 'no part of the model is pretrained: everything trains from scratch; set model.backbone.init_cfg'
     if model.is_init:
-        return OK, '; '.join(loaded_parts(model, MIN_LOADED))
+        return OK, '; '.join(compare_loaded(model))
     return OK, f'the checkpoint of {", ".join(pretrained_modules(model))} fits'
 
 
@@ -184,14 +182,14 @@ def _num_classes(model: ConfigDict) -> int:
 
 def _curve(pixels: list[int], kept: list[int]) -> tuple[float, float, float]:
     square, linear, constant = np.polyfit(pixels, kept, 2)
-    if square < 0:  # linear, but for the size of a few of the tensors
+    if square < 0:  # almost linear: the sizes of a few tensors differ
         square, (linear, constant) = 0.0, np.polyfit(pixels, kept, 1)
     return square, linear, constant
 
 
 @contextmanager
 def same_random_state() -> Iterator[None]:
-    """Leave the random states of Python, NumPy and PyTorch as they are before."""
+    """Restore the random states of Python, NumPy and PyTorch after the block."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         try:
@@ -203,7 +201,7 @@ def same_random_state() -> Iterator[None]:
 
 @contextmanager
 def _saved_bytes(model: nn.Module) -> Iterator[dict[int, int]]:
-    """Address and size of each storage that is kept for the backward pass, parameters apart."""
+    """Collect address and size of each storage that is kept for the backward pass, except parameters."""
     own = {param.untyped_storage().data_ptr() for param in model.parameters()}
     saved = {}
 

@@ -1,4 +1,4 @@
-"""Advice for a training run that computes, but learns nothing."""
+"""Advice for a training run that does not learn."""
 
 import math
 
@@ -7,20 +7,20 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from deit_detr.engine.start.pretrained_check import pretrained_modules
+from deit_detr.checkpoints.pretrained import pretrained_modules
 
 
 @HOOKS.register_module()
 class HintHook(Hook):
-    """One warning when the loss climbs far above its lowest value, and one when AP stays 0, with the usual causes.
+    """Warn once when the loss rises far above its lowest value, and once when AP stays 0, with the usual causes.
 
     Args:
-        window (int): Steps over which the loss is averaged; it is looked at as often.
-        rise (float): The average above its lowest value that counts as divergence, as a factor.
-        evaluations (int): So many evaluations without any AP, from the first one on, are worth a word.
+        window (int): Steps over which the loss is averaged, and between two checks.
+        rise (float): The mean loss counts as diverging above this many times its lowest value.
+        evaluations (int): Evaluations with AP 0, from the first one on, before the warning.
     """
 
-    priority = 'LOW'  # after mmengine has taken down the loss
+    priority = 'LOW'  # after mmengine has recorded the loss
 
     def __init__(self, window: int = 50, rise: float = 3.0, evaluations: int = 5) -> None:
         self.window, self.rise, self.evaluations = window, rise, evaluations
@@ -41,11 +41,11 @@ class HintHook(Hook):
                 f'the loss diverges: its mean over {self.window} steps is {loss:.3g} and was {self._lowest:.3g}. Usual '
                 f'causes: {learning_rate(runner)}; no warm-up (param_scheduler with LinearLR); no clipping '
                 '(optim_wrapper.clip_grad); float16 instead of bfloat16')
-        self._lowest = min(self._lowest, loss)  # NaN, of a skipped step, is no minimum
+        self._lowest = min(self._lowest, loss)  # keeps the old value where the loss is NaN
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Count the evaluations up to the first AP."""
-        # mmdet reports nothing where the model finds nothing at all
+        # mmdet reports no metric if the model finds nothing at all
         if any(name.endswith('_mAP') and value > 0 for name, value in (metrics or {}).items()):
             self._without_ap = -math.inf
         self._without_ap += 1
@@ -53,19 +53,19 @@ class HintHook(Hook):
             pretrained = ', '.join(pretrained_modules(runner.model)) or 'nothing'
             runner.logger.warning(
                 f'AP is 0 in {self.evaluations} evaluations. Usual causes: too few steps, {runner.iter} so far (DETR '
-                f'needs dozens of epochs even on large data); pretrained weights, which here {pretrained} has; '
-                f'{learning_rate(runner)}; classes or boxes that are not what they say (python '
-                'tools/analysis_tools/browse_data.py CONFIG shows them). To see what the model finds: python '
+                f'needs dozens of epochs even on large data); pretrained weights (here: {pretrained}); '
+                f'{learning_rate(runner)}; wrong classes or boxes in the annotations (python '
+                'tools/analysis_tools/browse_data.py ANN_FILE shows them). To see what the model finds: python '
                 'tools/test.py CONFIG CHECKPOINT --show-dir pictures')
 
 
 def learning_rate(runner: Runner) -> str:
-    """The learning rate beside the batch size it is meant for, in words."""
+    """Describe the learning rate and the batch size that it is meant for."""
     batch = runner.cfg.train_dataloader.get('batch_size', 1) * get_world_size()
     rate = max(group.get('initial_lr', group['lr']) for group in runner.optim_wrapper.param_groups)
     scaling = runner.cfg.get('auto_scale_lr') or {}
     base = scaling.get('base_batch_size')
-    words = f'a learning rate of {rate:g} with {batch} images a step'
+    words = f'a learning rate of {rate:g} with {batch} images per step'
     if base and base != batch and not scaling.get('enable'):
-        words += f', while the recipe means {base} (--auto-scale-lr adapts it)'
+        words += f', while the rate is meant for {base} (--auto-scale-lr adapts it)'
     return words

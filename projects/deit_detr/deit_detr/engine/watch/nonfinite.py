@@ -1,4 +1,4 @@
-"""What happens when the numbers of a training run stop being numbers."""
+"""A hook for training runs whose loss or gradients become NaN or infinite."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,26 +17,27 @@ from torch import Tensor, nn
 
 from deit_detr.checkpoints.safe_loading import load_checkpoint_file, save_checkpoint_file
 from deit_detr.errors import UserError
-from deit_detr.models.fast_detr_head import assign
+from deit_detr.models.matching import assign
 
 
 @HOOKS.register_module()
 class NonFiniteHook(Hook):
     """Stop, or skip a few steps, when loss or gradients are NaN or infinite, and save the batches that caused it.
 
-    The sign is the norm of the gradients, which mmengine computes to clip them; a recipe without clipping gets the
-    norm, and nothing clipped. After the gradients of several processes were averaged it is the same in all of them:
-    they agree without waiting for each other. A step with such a norm changes no weight. Only then do the processes
-    tell each other whose loss it was. Where gradients are accumulated, all batches since the last step are looked at.
+    The hook checks the norm of the gradients, which mmengine computes to clip them; in a recipe without clipping it is
+    computed and nothing is clipped. The gradients of several processes are averaged, so the norm is the same in all of
+    them and they agree without communication. A step whose norm is not finite changes no weight. Only then do the
+    processes exchange whose loss was not finite. Where gradients are accumulated, all batches since the last step are
+    checked.
 
-    A batch is saved as ``nonfinite/iter_N_rank_R.pth`` in the work folder, see :func:`load_batch`, at most one for
-    each step and process. Costs of the Hungarian matching that are no finite numbers make the loss so, too.
+    A batch is saved as ``nonfinite/iter_N_rank_R.pth`` in the work folder, at most one for each step and process; see
+    :func:`load_batch`. If costs of the Hungarian matching are not finite, neither is the loss.
 
-    In float16 the scaler of mmengine's ``AmpOptimWrapper`` finds its factor by steps whose gradients overflow: where
-    all losses are finite, those are its business.
+    In float16 the scaler of mmengine's ``AmpOptimWrapper`` lowers its factor after an overflow: if all losses are
+    finite, such steps are left to it.
 
     Args:
-        max_skips (int): So many steps are skipped in a run, with a warning each; the next one stops it.
+        max_skips (int): Steps that are skipped in a run, with a warning each; the next one stops it.
 
     Raises:
         UserError: If the gradients are clipped by value, which hides infinite ones.
@@ -48,10 +49,10 @@ class NonFiniteHook(Hook):
         self._batches = []
 
     def before_train(self, runner: Runner) -> None:
-        """Attach to optimizer and matching."""
+        """Make the optimizer skip non-finite gradients, and the matching accept non-finite costs."""
         wrapper = runner.optim_wrapper
         if not isinstance(wrapper, OptimWrapper):
-            raise UserError(f'NonFiniteHook knows one OptimWrapper, not {type(wrapper).__name__}: leave the hook out')
+            raise UserError(f'NonFiniteHook supports OptimWrapper, not {type(wrapper).__name__}: leave the hook out')
         if not wrapper.clip_grad_kwargs:
             wrapper.clip_grad_kwargs = dict(max_norm=float('inf'))
             wrapper.clip_func, wrapper.grad_name = nn.utils.clip_grad_norm_, 'grad_norm'
@@ -59,16 +60,16 @@ class NonFiniteHook(Hook):
             raise UserError('optim_wrapper.clip_grad.type is "value", which hides infinite gradients: clip the norm, '
                             'or take NonFiniteHook out of custom_hooks')
         wrapper.optimizer.register_step_pre_hook(_keep_weights)
-        # mmdet's assigner has this function from SciPy, which raises an error
+        # mmdet's assigner takes SciPy's function, which raises an error for costs that are not finite
         hungarian_assigner.linear_sum_assignment = assign
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None,
     ) -> None:
-        """Look at the step that has just been taken, or not.
+        """Check the step that was just taken.
 
         Raises:
-            UserError: If it was one too many; in all processes.
+            UserError: In all processes, if it was not finite and ``max_skips`` steps were skipped before.
         """
         losses = {name: torch.as_tensor(value).detach() for name, value in (outputs or {}).items()}
         self._batches.append((runner.iter + 1, data_batch, losses))
@@ -85,7 +86,7 @@ class NonFiniteHook(Hook):
         if not any(everywhere) and scaler is not None and wrapper.cast_dtype is not torch.bfloat16:
             return
         saved = None
-        if broken or not any(everywhere):  # finite losses with such gradients: any of the batches
+        if broken or not any(everywhere):  # all losses are finite: any batch may be the cause
             saved = self._save(runner, *(broken or batches)[0])
         places = ', '.join(text for text in all_gather_object(saved) if text)
         what = f'loss or gradients of step {runner.iter + 1} are not finite; saved: {places}'
@@ -94,13 +95,13 @@ class NonFiniteHook(Hook):
             runner.logger.warning(f'{what}. Step skipped, {self.skipped} of at most {self.max_skips}')
             return
         raise UserError(
-            f'{what}. The weights are those before the step. Look at these images and boxes first; then lower '
+            f'{what}. The weights are those before the step. Check these images and boxes first; then lower '
             'optim_wrapper.optimizer.lr, or train in float32 or bfloat16. max_skips of NonFiniteHook in custom_hooks '
-            f'allows to skip such steps (now {self.max_skips})')
+            f'allows such steps to be skipped (now {self.max_skips})')
 
     @staticmethod
     def _save(runner: Runner, iteration: int, data_batch: dict, losses: dict[str, Tensor]) -> str:
-        """Write a batch; say where it is and from which images."""
+        """Write a batch; return its path and its images as text."""
         path = Path(runner.work_dir, 'nonfinite', f'iter_{iteration}_rank_{get_rank()}.pth')
         save_batch(path, data_batch, losses)
         images = ', '.join(str(sample.img_path) for sample in data_batch['data_samples'])
@@ -108,13 +109,13 @@ class NonFiniteHook(Hook):
 
 
 def _keep_weights(optimizer: torch.optim.Optimizer, *_) -> None:
-    """Before a step: without gradients an optimizer changes nothing, neither weights nor moments."""
+    """Remove gradients that are not finite before a step: the optimizer then changes neither weights nor moments."""
     if not _norm_is_finite():
         optimizer.zero_grad(set_to_none=True)
 
 
 def _norm_is_finite() -> bool:
-    """Whether the gradients of the last step were numbers, as mmengine has them in its log."""
+    """Return whether the norm of the last gradients, as mmengine logs it, is finite."""
     return _is_finite(MessageHub.get_current_instance().get_scalar('train/grad_norm').current())
 
 
@@ -126,7 +127,7 @@ def save_batch(path: Path, data_batch: dict, losses: dict[str, Tensor]) -> None:
     """Write a batch as the data loader gave it.
 
     Args:
-        path: Where.
+        path: The file to write.
         data_batch: ``inputs``, a list of images, and ``data_samples``, as mmdet's pipelines pack them.
         losses: Name -> value.
     """
@@ -141,7 +142,7 @@ def save_batch(path: Path, data_batch: dict, losses: dict[str, Tensor]) -> None:
 
 
 def load_batch(path: str | Path) -> dict:
-    """Read what :func:`save_batch` wrote, as ``model.train_step`` and ``model.data_preprocessor`` take it.
+    """Read a batch that :func:`save_batch` wrote, in the form of ``model.train_step`` and ``model.data_preprocessor``.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""Pictures of test data, a folder for each scene."""
+"""Pictures of test results in one folder per scene."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +11,9 @@ from mmengine.runner import Runner
 
 @HOOKS.register_module()
 class SceneVisualizationHook(DetVisualizationHook):
-    """mmdet's ``DetVisualizationHook`` with a folder for each scene.
+    """mmdet's ``DetVisualizationHook`` with one folder per scene.
 
-    The original names a picture after its frame, and ScanNet names the frames alike in all scenes: the pictures of
+    The original names a picture after its frame, and ScanNet uses the same frame names in all scenes: the pictures of
     one scene would replace those of another.
 
     Args:
@@ -24,7 +24,7 @@ class SceneVisualizationHook(DetVisualizationHook):
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict, outputs: Sequence[DetDataSample],
     ) -> None:
-        """Draw a test batch below ``test_out_dir/SCENE/``, the scene being the folder above ``color/``."""
+        """Draw a test batch into ``test_out_dir/SCENE/``; the scene is the folder above ``color/``."""
         out_dir = self.test_out_dir
         for sample in outputs:
             if out_dir is not None:

@@ -1,4 +1,4 @@
-"""The record of a run: what is needed to do it again."""
+"""The record of a run: everything that is needed to repeat it."""
 
 import hashlib
 import platform
@@ -15,9 +15,10 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
 from torch.utils.data import Dataset
 
-import deit_detr
 from deit_detr import machine, threads
+from deit_detr.datasets.wrappers import unwrap
 from deit_detr.files import write_json
+from deit_detr.versions import VERSION
 
 #: The packages whose versions change numbers.
 PACKAGES = (
@@ -29,31 +30,31 @@ MAX_IMAGES = 2000
 
 @HOOKS.register_module()
 class RunRecordHook(Hook):
-    """Write ``run.json`` into the folder of a training's start, beside mmengine's log and the resolved config.
+    """Write ``run.json`` beside mmengine's log and the resolved config at the start of a training.
 
     It holds the command, seed, versions, state of the code, fingerprints of the data, and the checkpoint that was
-    resumed. Neither the name of the machine nor the environment variables are in it.
+    resumed, but neither the name of the machine nor environment variables.
     """
 
     priority = 'VERY_LOW'
 
     @master_only
     def before_train(self, runner: Runner) -> None:
-        """Write it, when weights and seed are known."""
+        """Write the record; weights and seed are known now."""
         record = dict(
             command=sys.argv, config=runner.cfg.filename, seed=runner.seed,
             deterministic=torch.are_deterministic_algorithms_enabled(), processes=get_world_size(),
             threads=torch.get_num_threads(), resumed=str(runner._load_from) if runner._resume else None,
-            machine=machine.describe(), versions=versions(), code=code_state(Path(deit_detr.__file__).parent),
+            machine=machine.describe(), versions=versions(), code=code_state(Path(__file__).parent),
             data={name: fingerprint(dataset) for name, dataset in _datasets(runner)})
         write_json(Path(runner.log_dir, 'run.json'), record)
         runner.logger.info(
-            f'seed {runner.seed}, commit {record["code"]["commit"]}, {threads.words()}; all else is in run.json')
+            f'seed {runner.seed}, commit {record["code"]["commit"]}, {threads.describe()}; more is in run.json')
 
 
 def versions() -> dict[str, str]:
-    """Python's version, and those of the packages that are installed."""
-    found = dict(python=platform.python_version(), deit_detr=deit_detr.__version__)
+    """Return the versions of Python and of the installed packages that change numbers."""
+    found = dict(python=platform.python_version(), deit_detr=VERSION)
     for name in PACKAGES:
         try:
             found[name] = version(name)
@@ -63,14 +64,14 @@ def versions() -> dict[str, str]:
 
 
 def code_state(folder: Path) -> dict:
-    """The commit that the code is from, and what was changed since.
+    """Return the commit of the code, and what has changed since.
 
     Args:
-        folder: Of the code.
+        folder: The folder of the code.
 
     Returns:
-        dict: ``commit``, ``None`` outside of a git checkout; ``changed``, whether anything differs from it; ``diff``,
-        at most 200,000 characters, and ``diff_cut``, whether that is not all of it; ``untracked``, names of files.
+        dict: ``commit``, ``None`` outside a git checkout; ``changed``, whether anything differs from it; ``diff``, at
+        most 200,000 characters; ``diff_cut``, whether it was longer; ``untracked``, names of files.
     """
     def git(*arguments: str) -> str | None:
         try:
@@ -92,14 +93,14 @@ def code_state(folder: Path) -> dict:
 
 
 def fingerprint(dataset: Dataset) -> dict:
-    """What tells one data set from another.
+    """Return values that identify the content of a data set.
 
     Args:
-        dataset: mmdet's.
+        dataset: A data set of mmdet.
 
     Returns:
-        dict: ``ann_file`` and its ``sha256``; the number of ``images``; ``files_sha256``, over name and size in bytes
-        of ``files`` of the images: all, or 2000 at equal distances. A hash is ``None`` where a file is not local.
+        dict: ``ann_file`` and its ``sha256``; the number of ``images``; ``files_sha256``, a hash of names and sizes in
+        bytes of ``files`` images: all, or 2000 at equal distances. A hash is ``None`` if a file is not local.
     """
     ann_file = getattr(dataset, 'ann_file', '')
     sha256 = None
@@ -126,17 +127,9 @@ def _hash_sizes(paths: Iterable[str]) -> str | None:
 
 
 def _datasets(runner: Runner) -> Iterator[tuple[str, Dataset]]:
-    """The data sets of a training run that are made of images; a wrapper's are those that it wraps."""
+    """Yield name and data set of training and validation, without wrappers."""
     for name, loop in (('train', runner._train_loop), ('val', runner._val_loop)):
         if isinstance(loop, BaseLoop):
-            yield from _unwrap(name, loop.dataloader.dataset)
-
-
-def _unwrap(name: str, dataset: Dataset) -> Iterator[tuple[str, Dataset]]:
-    if hasattr(dataset, 'datasets'):
-        for index, part in enumerate(dataset.datasets):
-            yield from _unwrap(f'{name}.{index}', part)
-    elif hasattr(dataset, 'dataset') and not hasattr(dataset, 'ann_file'):
-        yield from _unwrap(name, dataset.dataset)
-    elif hasattr(dataset, 'get_data_info'):
-        yield name, dataset
+            for part, dataset in unwrap(loop.dataloader.dataset, name):
+                if hasattr(dataset, 'get_data_info'):
+                    yield part, dataset

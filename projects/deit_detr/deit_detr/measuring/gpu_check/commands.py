@@ -1,4 +1,4 @@
-"""The commands as a user types them, on the quickstart's recipe and a few rendered rooms."""
+"""The checks of the commands, as a user types them, on the quickstart's recipe and a few rendered rooms."""
 
 import importlib.util
 import os
@@ -13,25 +13,25 @@ from typing import TextIO
 
 import torch
 
-import deit_detr
+from deit_detr.inference.detector import load
 from deit_detr.measuring.gpu_check.rows import Check, Failed, Row, Skipped, in_turn, side_by_side
 from deit_detr.measuring.gpu_check.setting import Setting, variables
 from deit_detr.threads import cores
 
-#: The first is the quickstart's; the second has deformable attention in its encoder.
+#: Families to train deterministically: the quickstart's, and one with deformable attention in its encoder.
 DETERMINISTIC = ('lw-detr', 'dino')
-TIMEOUT = 240  # seconds of a command
-#: The line in which a program names its error; torchrun puts the number of the process before it.
+TIMEOUT = 240  # seconds per command
+#: The line in which a program names its error; torchrun puts the rank of the process before it.
 ERROR = re.compile(r'^(?:\[rank\d+\]: ?)?((?:error: |[\w.]*(?:Error|Exception)\b).*)', re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Commands:
-    """Runs commands and looks at what they leave.
+    """Runs commands and checks their output and files.
 
     Attributes:
-        setting: Of all checks.
-        folder: Work folders and outputs.
+        setting: Setting of all checks.
+        folder: Folder for work folders and outputs.
     """
 
     setting: Setting
@@ -44,35 +44,35 @@ class Commands:
 
     @property
     def trained(self) -> Path:
-        """What :meth:`train` leaves.
+        """Checkpoint that :meth:`train` writes.
 
         Raises:
-            Skipped: If it is not there.
+            Skipped: If it does not exist.
         """
         checkpoint = self.folder / 'train/epoch_1.pth'
         if not checkpoint.is_file():
-            raise Skipped('there is no checkpoint: see the row of dist_train.sh')
+            raise Skipped('no checkpoint: see the row of dist_train.sh')
         return checkpoint
 
     @property
     def picture(self) -> Path:
-        """A validation frame."""
+        """Image file of a validation frame."""
         return next((self.setting.rooms / 'val').glob('*/color/*.jpg'))
 
     def run(self, name: str, *command, fails: bool = False, **env) -> str:
-        """Run a command; its output is left in a file.
+        """Run a command and keep its output in a file.
 
         Args:
-            name: Of the file.
-            *command: Words.
+            name: Stem of the file's name.
+            *command: Words of the command.
             fails: Whether it may end with a status other than 0.
-            **env: Variables beside those of this process.
+            **env: Environment variables to add.
 
         Returns:
-            str: What it printed.
+            str: Everything that the command printed.
 
         Raises:
-            Failed: If it fails and must not, or does not end.
+            Failed: If it fails and must not, or does not end in time.
         """
         path = self.folder / f'{name}.txt'
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,8 +88,8 @@ class Commands:
             raise Failed(f'status {status}: {last_words(text)}; see {path}')
         return text
 
-    def options(self, family: str = 'lw-detr', epochs: int = 1) -> list[str]:
-        """Options that make a recipe's run short."""
+    def options(self, epochs: int = 1) -> list[str]:
+        """Return options that make a run of a recipe short."""
         loaders = [
             f'{split}_dataloader.{field}' for split in ('train', 'val', 'test')
             for field in ('num_workers=0', 'persistent_workers=False')]
@@ -98,12 +98,12 @@ class Commands:
                 'default_hooks.logger.interval=1']
 
     def python(self, script: str, *words) -> list:
-        """The words of a Python command."""
+        """Return the words of a Python command."""
         return [sys.executable, self.setting.repo / 'tools' / script, *words]
 
     def train(self) -> str:
-        """dist_train.sh with one process: over NCCL on a GPU, over Gloo without one."""
-        # NCCL names itself when the first message is sent through it, not when it is asked for
+        """Check dist_train.sh with one process: over NCCL on a GPU, over Gloo without one."""
+        # NCCL prints its version when it sends the first message
         output = self.run(
             'train', 'bash', self.setting.repo / 'tools/dist_train.sh', self.config, 1, '--work-dir',
             self.folder / 'train', *self.options(), NCCL_DEBUG='VERSION')
@@ -114,14 +114,14 @@ class Commands:
         return f'{_epoch(output, 1)}, {backend[0]}, {self.trained.name} written'
 
     def train_amp(self) -> str:
-        """train.py --amp."""
+        """Check train.py --amp."""
         if not self.setting.on_gpu:
             raise Skipped('needs a GPU')
         return _epoch(self.run('amp', *self.python(
             'train.py', self.config, '--amp', '--work-dir', self.folder / 'amp', *self.options())), 1)
 
     def deterministic(self, family: str) -> str:
-        """Two trainings with --deterministic end with equal weights, or PyTorch names what it cannot do so."""
+        """Check that two trainings with --deterministic end with equal weights, unless PyTorch cannot do that."""
         for index in (1, 2):
             name = f'deterministic-{family}-{index}'
             output = self.run(name, *self.python(
@@ -142,7 +142,7 @@ class Commands:
         return f'{len(first)} tensors equal after two trainings'
 
     def resume(self) -> str:
-        """One more epoch from the checkpoint."""
+        """Check that train.py --resume trains for another epoch."""
         output = self.run('resume', *self.python(
             'train.py', self.config, '--resume', self.trained, '--work-dir', self.folder / 'resume',
             *self.options(epochs=2)))
@@ -151,7 +151,7 @@ class Commands:
         return _epoch(output, 2)
 
     def test(self) -> str:
-        """test.py evaluates as the training did."""
+        """Check that test.py gives the AP of the evaluation during training."""
         output = self.run('test', *self.python(
             'test.py', self.config, self.trained, '--work-dir', self.folder / 'test', *self.options()))
         found = [re.findall(r'coco/bbox_mAP: +(\S+)', text)[-1:]
@@ -161,14 +161,14 @@ class Commands:
         return f'AP {found[0][0]}, as after the training'
 
     def attention(self) -> str:
-        """attention.py draws where a detection looks."""
+        """Check that attention.py draws what a detection attends to."""
         out = self.folder / 'attention.jpg'
         self.run('attention', *self.python(
             'analysis_tools/attention.py', self.config, self.trained, self.picture, '--score-thr', 0, '--out', out))
         return f'{out.name}: {out.stat().st_size} bytes'
 
     def export(self) -> str:
-        """export_onnx.py writes a file whose numbers are PyTorch's."""
+        """Check that export_onnx.py writes a model with the same outputs as PyTorch."""
         if not all(map(importlib.util.find_spec, ('onnx', 'onnxruntime'))):
             raise Skipped('onnx and onnxruntime are not installed: pip install -r requirements/optional.txt')
         return self.run('export', *self.python(
@@ -176,8 +176,8 @@ class Commands:
         )).strip().split('\n')[-1]
 
     def load(self) -> str:
-        """deit_detr.load in this process, on an image file."""
-        detector = deit_detr.load(self.config, self.trained)
+        """Check deit_detr.load in this process, on an image file."""
+        detector = load(self.config, self.trained)
         found = detector(self.picture, score_thr=0).pred_instances
         if not len(found) or not torch.isfinite(found.bboxes).all():
             raise Failed(f'{len(found)} boxes, finite: {bool(torch.isfinite(found.bboxes).all())}')
@@ -186,12 +186,12 @@ class Commands:
 
 
 def check_commands(setting: Setting, folder: Path, log: TextIO) -> Iterator[Row]:
-    """Run all commands, those that do not need each other side by side.
+    """Run all commands; those that do not depend on each other run at the same time.
 
     Args:
-        setting: Of all checks.
-        folder: Empty; work folders and outputs go there.
-        log: Where everything else goes that is printed.
+        setting: Setting of all checks.
+        folder: Empty folder for work folders and outputs.
+        log: Receives everything else that is printed.
     """
     commands = Commands(setting, folder)
     first = [Check('dist_train.sh', commands.train), Check('train.py --amp', commands.train_amp)]
@@ -209,15 +209,15 @@ def check_commands(setting: Setting, folder: Path, log: TextIO) -> Iterator[Row]
 
 
 def last_words(output: str) -> str:
-    """The last error in a program's output, or its last line."""
+    """Return the last error in a program's output, or its last line."""
     errors = ERROR.findall(output)
     lines = [line for line in output.split('\n') if line.strip()]
     return errors[-1] if errors else lines[-1] if lines else 'nothing was printed'
 
 
 def _epoch(output: str, number: int) -> str:
-    """What the log says of an epoch's last step."""
+    """Return the number of logged steps of an epoch and its last loss."""
     losses = re.findall(rf'Epoch\(train\) +\[{number}\].* loss: (\S+)', output)
     if not losses:
-        raise Failed(f'the log has no line of epoch {number}')
+        raise Failed(f'the log has no line about epoch {number}')
     return f'epoch {number}: {len(losses)} steps, loss {float(losses[-1]):.1f}'

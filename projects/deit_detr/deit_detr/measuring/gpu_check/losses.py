@@ -1,4 +1,4 @@
-"""Whether a device computes the losses and gradients that the CPU computes."""
+"""The check that a device computes the same losses and gradients as the CPU."""
 
 import copy
 from collections.abc import Iterator
@@ -13,29 +13,29 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from deit_detr.machine import device
-from deit_detr.measuring.benchmark import build_model
 from deit_detr.measuring.gpu_check.rows import Failed
 from deit_detr.measuring.gpu_check.setting import Setting
+from deit_detr.measuring.variants import build_model
 
-#: Largest relative differences from float32 on the CPU: of each loss term and of the gradients in float32, of the sum
-#: of the losses in bfloat16. On a CPU, with six weights of each small recipe and three of each for ScanNet, float64
-#: differed from float32 by at most 3.2e-6 in a term and 4e-4 in the gradients (often 1e-6: the rest is a ReLU, a sign
-#: or an interpolation that a last bit turned), and bfloat16 by 1.3e-2. A GPU sums in another order, which is worth as
-#: much; the bounds leave it 4 to 30 times that.
+#: Largest relative differences from float32 on the CPU: of each loss term and of the gradients in float32, and of the
+#: sum of the losses in bfloat16. On a CPU, with six weights for each small recipe and three for each ScanNet recipe,
+#: float64 differed from float32 by at most 3.2e-6 in a term and 4e-4 in the gradients (often 1e-6: larger differences
+#: come from a ReLU, a sign or an interpolation that a last bit flips), and bfloat16 by 1.3e-2. A GPU sums in another
+#: order, which has a similar effect; the bounds allow 4 to 30 times these differences.
 LOSS_BOUND, GRADIENT_BOUND, BFLOAT16_BOUND = 1e-4, 5e-3, 5e-2
-#: Matching and the choice of a two-stage detector's queries are discrete: where two costs or two scores are equal but
-#: for the last bits, another order of summation decides otherwise, and the losses jump. That is rare, and happens to
-#: some weights; a wrong result happens to all. So weights that differ too much are followed by others, so many in all.
+#: Number of weights to try. Matching and a two-stage detector's choice of queries are discrete: where two costs or two
+#: scores are equal except for the last bits, another order of summation decides differently, and the losses jump. That
+#: is rare and happens only with some weights, whereas a wrong result happens with all of them.
 TRIES = 3
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model makes of a batch.
+    """Losses and gradients of a model for a batch.
 
     Attributes:
-        losses: Every term, and ``loss``, their sum.
-        gradient: Of the sum by all parameters, one after the other; float64, on the CPU.
+        losses: All terms, and ``loss``, their sum.
+        gradient: (N,) gradient of the sum with respect to all parameters; float64, on the CPU.
     """
 
     losses: dict[str, float]
@@ -44,13 +44,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far an outcome is from another.
+    """The distance between two outcomes.
 
     Attributes:
         term: The loss term that differs most.
-        loss: Its difference as a share of the term, or of a thousandth of the sum where that is more.
-        total: The difference of the sum as a share of it.
-        gradient: The length of the gradients' difference as a share of the gradient's.
+        loss: Its difference relative to the term, or to a thousandth of the sum if that is larger.
+        total: Relative difference of the sum.
+        gradient: Norm of the gradients' difference relative to the norm of the gradient.
     """
 
     term: str
@@ -62,10 +62,8 @@ class Difference:
 def check_losses(setting: Setting, family: str) -> str:
     """Compare a family's losses and gradients, in float32 and bfloat16, with those of float32 on the CPU.
 
-    On the CPU alone, float64 takes the place of the GPU's float32: that is what float32 itself is worth.
-
-    Raises:
-        Failed: If the differences are beyond the bounds with all of the weights tried.
+    Without a GPU, float64 on the CPU takes the place of the GPU's float32, which shows the rounding error of float32.
+    The check fails if the differences exceed the bounds with all weights tried.
     """
     cfg = setting.load(family)
     batch = make_padded_batch(cfg, setting.on_gpu)
@@ -85,11 +83,11 @@ def check_losses(setting: Setting, family: str) -> str:
 
 
 def make_padded_batch(cfg: Config, large: bool) -> dict:
-    """Two training images of different size, resized but otherwise as they are; the second is padded.
+    """Make a batch of two training images of different size, without augmentation; the second is padded.
 
     Args:
-        cfg: A recipe whose rooms are there.
-        large: Whether the device is worth more than the size of MiniScanNet's recipes.
+        cfg: A recipe whose rooms have been rendered.
+        large: Whether to use larger images than MiniScanNet's recipes, which suits a GPU.
     """
     sizes = [(384, 288), (320, 240)] if large else [(192, 144), (176, 132)]
     items = []
@@ -103,14 +101,14 @@ def make_padded_batch(cfg: Config, large: bool) -> dict:
 
 
 def make_model(cfg: Config, seed: int) -> nn.Module:
-    """A model in training mode with nothing random in its steps, and weights that hide no mistake.
+    """Build a model in training mode without randomness in its steps, and with weights that hide no mistake.
 
-    Fresh weights would: branches that are zero pass no gradient on, and offsets that are whole pixels sample at the
-    kinks of the interpolation, where a last bit decides about the gradient.
+    Freshly initialized weights would hide some: branches that are zero pass no gradient on, and offsets of whole pixels
+    sample at the kinks of the interpolation, where a last bit decides the gradient.
 
     Args:
         cfg: The recipe.
-        seed: Another one gives other weights.
+        seed: Seed of the weights that replace zeros.
     """
     cfg = copy.deepcopy(cfg)
     cfg.model.data_preprocessor.pop('batch_augments', None)
@@ -128,13 +126,13 @@ def make_model(cfg: Config, seed: int) -> nn.Module:
 
 
 def run(model: nn.Module, batch: dict, where: torch.device, precision: str) -> Outcome:
-    """Losses and gradients of a copy of a model.
+    """Compute losses and gradients with a copy of a model.
 
     Args:
-        model: In float32 on the CPU; not changed.
-        batch: As a loader gives it.
+        model: A model in float32 on the CPU, which stays unchanged.
+        batch: A batch from a data loader.
         where: The device to compute on.
-        precision: 'float32' without TF32, 'float64', or 'bfloat16': autocast.
+        precision: 'float32' without TF32, 'float64', or 'bfloat16' (autocast).
     """
     model, batch = copy.deepcopy(model).to(where), copy.deepcopy(batch)
     mode = nullcontext()
@@ -153,7 +151,7 @@ def run(model: nn.Module, batch: dict, where: torch.device, precision: str) -> O
 
 
 def compare(outcome: Outcome, reference: Outcome) -> Difference:
-    """How far an outcome is from what it should be."""
+    """Return the distance of an outcome from the reference."""
     floor = 1e-3 * abs(reference.losses['loss'])
     shares = {
         name: abs(outcome.losses[name] - value) / max(abs(value), floor) for name, value in reference.losses.items()}
@@ -163,7 +161,7 @@ def compare(outcome: Outcome, reference: Outcome) -> Difference:
 
 
 class _InFloat64(TorchFunctionMode):
-    """Computes in float64 where the code says float32."""
+    """Computes in float64 where the code asks for float32."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: D105
         if func is Tensor.float:
@@ -184,7 +182,7 @@ def _widened(value):
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    """TF32 has ten bits where float32 has 23; convolutions take it unless they are told not to."""
+    """Turn TF32 off, which convolutions use by default: its mantissa has 10 bits, that of float32 has 23."""
     backends = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [backend.allow_tf32 for backend in backends]
     try:

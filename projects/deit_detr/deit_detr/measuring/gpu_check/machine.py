@@ -1,4 +1,4 @@
-"""What the checks run on."""
+"""The check of the hardware and software that all other checks run on."""
 
 import platform
 import shutil
@@ -13,28 +13,28 @@ from deit_detr.versions import operators
 
 
 def check_machine() -> str:
-    """Name the hardware and the software; a GPU that PyTorch cannot use is a failure."""
-    told = describe()
-    software = f'torch {told["torch"]} (CUDA {torch.version.cuda}), Python {platform.python_version()}, operators of ' \
-               f'mmcv: {operators()}, commit {told["commit"]}'
+    """Name the hardware and the software; the check fails if PyTorch cannot use the GPU."""
+    machine = describe()
+    software = f'torch {machine["torch"]} (CUDA {torch.version.cuda}), Python {platform.python_version()}, ' \
+               f'operators of mmcv: {operators()}, commit {machine["commit"]}'
     seen = _nvidia_smi('name,driver_version,memory.total,compute_mode')
     if not torch.cuda.is_available():
         if seen:
-            raise Failed(f'nvidia-smi sees {seen}, PyTorch does not: another build of torch, or a newer driver; '
-                         f'{software}')
-        return f'{told["device"]}; {software}'
+            raise Failed(f'nvidia-smi finds {seen}, PyTorch does not: install another build of torch or a newer '
+                         f'driver; {software}')
+        return f'{machine["device"]}; {software}'
     properties = torch.cuda.get_device_properties(0)
     architecture = f'{properties.major}.{properties.minor}'
     side = torch.ones(256, 256, device='cuda')
     if (side @ side).sum().item() != 256.0**3:  # a build without code for this GPU raises an error instead
-        raise Failed(f'{told["device"]}: a matrix product of ones is wrong')
-    return f'{told["device"]}, compute capability {architecture}, {properties.total_memory / GB:.0f} GB, ' \
-           f'{torch.cuda.device_count()} GPUs; nvidia-smi: {seen or "not there"}; ' \
+        raise Failed(f'{machine["device"]}: a matrix product of ones is wrong')
+    return f'{machine["device"]}, compute capability {architecture}, {properties.total_memory / GB:.0f} GB, ' \
+           f'{torch.cuda.device_count()} GPUs; nvidia-smi: {seen or "not found"}; ' \
            f'{cores()} cores; {software}'
 
 
 def _nvidia_smi(fields: str) -> str:
-    """Fields of the first GPU, or nothing where the program is not there or fails."""
+    """Return fields of the first GPU; an empty text if nvidia-smi does not exist or fails."""
     if not shutil.which('nvidia-smi'):
         return ''
     result = subprocess.run(

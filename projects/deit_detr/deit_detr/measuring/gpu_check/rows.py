@@ -1,6 +1,5 @@
-"""Checks, the rows of the table that they become, and a runner that no check can stop."""
+"""Checks, the table rows of their results, and a runner that no failing check stops."""
 
-import gc
 import os
 import sys
 import time
@@ -15,41 +14,42 @@ from typing import TextIO
 import torch
 
 from deit_detr.errors import UserError, printable
+from deit_detr.machine import reset_peak_memory
 
 OK, FAIL, SKIPPED = 'ok', 'FAIL', 'skipped'
 
 
 class Skipped(Exception):
-    """Raised by a check that cannot be made here; the message says why."""
+    """Raised by a check that cannot run here; the message says why."""
 
 
 class Failed(Exception):
-    """Raised by a check that found something wrong; the message says all there is to say."""
+    """Raised by a check that found something wrong; the message is the whole explanation."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """Something to look at.
+    """A function to run, with the name of its row.
 
     Attributes:
-        name: Of its row.
-        look: Returns one line of what was seen. Whatever it raises makes the row fail, except for :class:`Skipped`.
+        name: Name of the row.
+        run: Returns its findings in one line. Any exception but :class:`Skipped` makes the row fail.
     """
 
     name: str
-    look: Callable[[], str]
+    run: Callable[[], str]
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a check said.
+    """The result of a check.
 
     Attributes:
-        name: As the check's.
+        name: Name of the check.
         status: ``OK``, ``FAIL`` or ``SKIPPED``.
         detail: One line.
         seconds: Wall time.
-        trace: The traceback, where an error was not foreseen.
+        trace: Traceback of an unexpected error.
     """
 
     name: str
@@ -63,30 +63,30 @@ class Row:
 
 
 def run_check(check: Check) -> Row:
-    """Make a check, whatever comes of it."""
+    """Run a check and catch whatever it raises."""
     start, trace = time.perf_counter(), ''
     try:
-        status, detail = OK, check.look()
+        status, detail = OK, check.run()
     except Skipped as reason:
         status, detail = SKIPPED, str(reason)
     except (Failed, UserError) as reason:
         status, detail = FAIL, str(reason)
-    except Exception as error:  # of any library, on hardware that nothing here has seen
-        # the first line of the message: those of CUDA go on with general advice
+    except Exception as error:  # any library can raise any error on hardware that is new to this project
+        # only the first line: messages of CUDA continue with general advice
         status, detail = FAIL, f'{type(error).__name__}: {error}'.split('\n')[0]
         trace = traceback.format_exc()
     return Row(check.name, status, printable(detail), time.perf_counter() - start, trace)
 
 
 def in_turn(checks: list[Check], log: TextIO) -> Iterator[Row]:
-    """Make checks in this process, one after the other.
+    """Run checks in this process, one after the other.
 
-    An error of a GPU's kernel ends the use of the GPU in the process that it happens in. The checks after it would all
-    repeat that error, and are skipped.
+    After an error in a GPU kernel, the process cannot use the GPU any more. All later checks would repeat that error,
+    so they are skipped.
 
     Args:
-        checks: In their order.
-        log: Where everything goes that libraries print.
+        checks: The checks, in order.
+        log: Receives everything that libraries print.
     """
     lost = None
     for check in checks:
@@ -96,21 +96,16 @@ def in_turn(checks: list[Check], log: TextIO) -> Iterator[Row]:
         log.write(f'\n== {check.name}\n')
         log.flush()
         with quiet(log):
-            row = run_check(Check(check.name, partial(_look_afresh, check)))
+            row = run_check(Check(check.name, partial(_run_afresh, check)))
         if row.status == FAIL and not _gpu_answers():
             lost = check.name
         yield row
 
 
 def side_by_side(checks: list[Check], workers: int) -> Iterator[Row]:
-    """Make checks at the same time, in threads; they only wait for processes, and print nothing.
+    """Run checks in threads, ``workers`` at a time, and yield each row when its check ends.
 
-    Args:
-        checks: They do not depend on each other.
-        workers: How many at a time.
-
-    Yields:
-        Row: As each ends.
+    The checks must not depend on each other; they only wait for processes and print nothing.
     """
     with ThreadPoolExecutor(workers) as pool:
         for future in as_completed([pool.submit(run_check, check) for check in checks]):
@@ -118,7 +113,7 @@ def side_by_side(checks: list[Check], workers: int) -> Iterator[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as lines of text, and how many of them failed."""
+    """Format the rows as lines of text, with the number of rows of each status."""
     counts = {status: sum(row.status == status for row in rows) for status in (OK, FAIL, SKIPPED)}
     summary = ', '.join(f'{count} {status}' for status, count in counts.items() if count)
     return '\n'.join([*map(str, rows), '', summary])
@@ -126,7 +121,7 @@ def table(rows: list[Row]) -> str:
 
 @contextmanager
 def quiet(log: TextIO) -> Iterator[None]:
-    """What this process and those that it starts print meanwhile goes to a file."""
+    """Send what this process and its child processes print to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(number) for number in (1, 2)]
@@ -142,17 +137,9 @@ def quiet(log: TextIO) -> Iterator[None]:
             os.close(copy)
 
 
-def _look_afresh(check: Check) -> str:
-    free_memory()
-    return check.look()
-
-
-def free_memory() -> None:
-    """Let nothing of the last check count in the next one."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+def _run_afresh(check: Check) -> str:
+    reset_peak_memory()
+    return check.run()
 
 
 def _gpu_answers() -> bool:

@@ -1,4 +1,4 @@
-"""Where the checks run, on which recipes and which rooms."""
+"""Recipes, rooms and folders that the checks use."""
 
 import os
 from collections.abc import Iterator
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 
 from deit_detr.machine import device
+from deit_detr.measuring.variants import load_recipe
 from deit_detr.scannet.converter import convert
 from deit_detr.scannet.mini_scannet import make_mini_scannet
 
@@ -18,11 +18,11 @@ FAMILIES = ('detr-fast', 'lw-detr', 'dino', 'deformable-detr', 'conditional-detr
 
 @dataclass(frozen=True)
 class Setting:
-    """What all checks share.
+    """Settings that all checks share.
 
     Attributes:
-        repo: This repository.
-        folder: Everything that is written goes there.
+        repo: Folder of this repository.
+        folder: Folder for everything that is written.
         families: Some of :data:`FAMILIES`.
     """
 
@@ -37,32 +37,31 @@ class Setting:
 
     @property
     def frame_size(self) -> tuple[int, int]:
-        """Width and height of the rooms; ScanNet's pipeline enlarges those of a GPU to its usual sizes."""
+        """Width and height of the rooms, in pixels; on a GPU, ScanNet's pipeline enlarges them to its usual sizes."""
         return (640, 480) if self.on_gpu else (320, 240)
 
     @property
     def rooms(self) -> Path:
-        """The data root."""
+        """Data root of the rooms."""
         return self.folder / 'rooms-{}x{}'.format(*self.frame_size)
 
     def mini_recipe(self, family: str) -> Path:
-        """The recipe of a family for MiniScanNet."""
+        """Return the recipe of a family for MiniScanNet."""
         return self._find(f'{family}_deit-tiny_1xb*_mini-scannet.py')
 
     def recipe(self, family: str) -> Path:
-        """The recipe of a family: for ScanNet on a GPU, for MiniScanNet on a CPU."""
+        """Return the recipe of a family: for ScanNet on a GPU, for MiniScanNet on a CPU."""
         return self._find(f'{family}_deit-tiny_8xb*_scannet.py') if self.on_gpu else self.mini_recipe(family)
 
     def load(self, family: str) -> Config:
-        """The recipe of a family, with weights as they are drawn: pretrained ones would show nothing more."""
-        cfg = Config.fromfile(self.recipe(family))
-        init_default_scope(cfg.default_scope)
+        """Read the recipe of a family, without pretrained weights, which would show nothing more."""
+        cfg = load_recipe(self.recipe(family))
         cfg.model.backbone.init_cfg = None
         return cfg
 
     @property
     def environment(self) -> dict[str, str]:
-        """Where recipes find the rooms."""
+        """Environment variables that tell recipes where the rooms are."""
         return dict.fromkeys(('MMDET_DATASETS', 'MINI_SCANNET_ROOT'), f'{self.rooms}/')
 
     def _find(self, pattern: str) -> Path:
@@ -70,10 +69,10 @@ class Setting:
 
 
 def render_rooms(setting: Setting) -> str:
-    """Render a few frames in the layout of scannet_frames_25k and convert them, unless they are there."""
+    """Render a few frames in the layout of scannet_frames_25k and convert them, unless they exist."""
     splits = setting.repo / 'data/splits'
     frames = setting.rooms / 'frames'
-    # 24: six batches of the recipe that has the largest
+    # 24: six batches of the recipe with the largest batch
     made = make_mini_scannet(frames, splits, num_train=24, num_val=8, size=setting.frame_size)
     convert(frames, setting.rooms, splits)
     boxes = sum(sum(of_split.values()) for of_split in made['boxes'].values())
@@ -83,7 +82,7 @@ def render_rooms(setting: Setting) -> str:
 
 @contextmanager
 def variables(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for a while."""
+    """Set environment variables, and restore them afterwards."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -1,11 +1,9 @@
-"""Training steps of each family: speed, memory, losses and gradients."""
+"""The checks of training: losses, gradients, speed and memory of a few steps of each family."""
 
 import contextlib
 import copy
 import itertools
 import statistics
-from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from mmdet.registry import DATASETS
@@ -17,26 +15,23 @@ from torch import nn
 from deit_detr.engine.start.data import largest_image
 from deit_detr.engine.start.resources import estimate, needed_memory
 from deit_detr.engine.start.trial_step import take_step
-from deit_detr.machine import GB, device, peak_memory
-from deit_detr.measuring.benchmark import Variant, build_model, make_step, measure, seconds_of
-from deit_detr.measuring.gpu_check.rows import Failed, free_memory
+from deit_detr.machine import GB, device, peak_memory, reset_peak_memory
+from deit_detr.measuring.benchmark import measure, seconds_of
+from deit_detr.measuring.data_speed import endless
+from deit_detr.measuring.gpu_check.rows import Failed
 from deit_detr.measuring.gpu_check.setting import Setting
+from deit_detr.measuring.variants import Variant, build_model, make_step
 
 STEPS = 5
-#: What a GPU may use against what preflight announced.
+#: Largest relative difference between preflight's announcement and a GPU's use of memory.
 MEMORY_TOLERANCE = 0.15
 
 
 def check_training(setting: Setting, family: str, amp: bool) -> str:
-    """Take a few steps with the recipe's batches, as its loader makes them, and look at losses and gradients.
+    """Take a few steps with batches of the recipe's data loader, and check losses and gradients.
 
-    Args:
-        setting: Of all checks.
-        family: One of its families.
-        amp: bfloat16 as ``tools/train.py --amp`` has it. A CPU can only autocast: ``AmpOptimWrapper`` needs a GPU.
-
-    Raises:
-        Failed: If a loss or a gradient is not finite, a parameter has none, or a step is skipped.
+    The check fails if a loss or a gradient is not finite, a parameter has no gradient, or a step is skipped. ``amp``
+    trains in bfloat16 as ``tools/train.py --amp`` does; a CPU only autocasts, because ``AmpOptimWrapper`` needs a GPU.
     """
     cfg = setting.load(family)
     autocast = contextlib.nullcontext()
@@ -44,12 +39,12 @@ def check_training(setting: Setting, family: str, amp: bool) -> str:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16')
     elif amp:
         autocast = torch.autocast('cpu', torch.bfloat16)
-    _reset_peak()
     model = build_model(cfg, dropout=True).to(device()).train()
     optim_wrapper = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
     gradients = GradientWatch(model, optim_wrapper.optimizer)
     seconds, totals, sizes = [], [], []
-    for batch in itertools.islice(_batches(cfg), STEPS):
+    loader = Runner.build_dataloader(cfg.train_dataloader.to_dict(), seed=0)
+    for batch in itertools.islice(endless(loader), STEPS):
         losses = {}
         with autocast:
             seconds.append(seconds_of(lambda batch=batch, out=losses: out.update(
@@ -64,31 +59,19 @@ def check_training(setting: Setting, family: str, amp: bool) -> str:
     height, width = map(max, zip(*sizes, strict=True))
     return f'{statistics.median(seconds[1:]):.3g} s/step, {"peak" if setting.on_gpu else "process"} ' \
            f'{peak_memory() / GB:.2f} GB, {len(sizes) // STEPS} images up to {height}x{width}, ' \
-           f'loss {totals[0]:.1f} to {totals[-1]:.1f}' + (', autocast alone' if amp and not setting.on_gpu else '')
-
-
-def _batches(cfg: Config) -> Iterator[dict]:
-    """The recipe's batches without an end; an epoch of a few frames has few of them."""
-    loader = Runner.build_dataloader(cfg.train_dataloader.to_dict(), seed=0)
-    while True:
-        yield from loader
+           f'loss {totals[0]:.1f} to {totals[-1]:.1f}' + (', autocast only' if amp and not setting.on_gpu else '')
 
 
 class GradientWatch:
-    """Looks at all gradients whenever an optimizer is about to use them.
-
-    Args:
-        model: Its parameters are looked at.
-        optimizer: Its optimizer.
-    """
+    """Checks all gradients of a model before each step of its optimizer."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         self.steps = 0
         self.problems = []
-        optimizer.register_step_pre_hook(self._look)
+        optimizer.register_step_pre_hook(self._check)
 
-    def _look(self, *_) -> None:
+    def _check(self, *_) -> None:
         self.steps += 1
         missing = [name for name, param in self.params.items() if param.grad is None]
         there = {name: param.grad for name, param in self.params.items() if param.grad is not None}
@@ -99,7 +82,7 @@ class GradientWatch:
                 self.problems.append(f'step {self.steps}: {len(names)} parameters have {what}, e.g. {names[0]}')
 
     def require(self, steps: int) -> None:
-        """Raise ``Failed`` for what was seen, or for fewer steps: a scaler leaves out those that overflow."""
+        """Raise ``Failed`` for the first problem, or if steps are missing: a scaler skips those that overflow."""
         if self.problems:
             raise Failed(self.problems[0])
         if self.steps < steps:
@@ -107,11 +90,9 @@ class GradientWatch:
 
 
 def check_memory(setting: Setting, family: str) -> str:
-    """Compare what preflight announces with the peak of real steps at the largest size.
+    """Compare the memory that preflight announces with the peak of real steps at the largest size.
 
-    Raises:
-        Failed: If they are too far apart; on a CPU, where preflight only estimates, that is more than twice or less
-            than half.
+    On a CPU, where preflight only estimates, they may differ by a factor of two.
     """
     config = setting.recipe(family)
     announced, batch, size = announced_memory(setting.load(family))
@@ -126,14 +107,7 @@ def check_memory(setting: Setting, family: str) -> str:
 
 
 def announced_memory(cfg: Config) -> tuple[float, int, tuple[int, int]]:
-    """What preflight says that a run needs, to the byte; its table rounds.
-
-    Args:
-        cfg: The config of the run.
-
-    Returns:
-        tuple: Bytes, images of a step, and their height and width in pixels.
-    """
+    """Return the bytes that preflight announces for a run, its images per step, and their height and width."""
     size = largest_image(DATASETS.build(copy.deepcopy(cfg.train_dataloader.dataset)))
     batch = cfg.train_dataloader.batch_size
     model = build_model(cfg, dropout=True).to(device())
@@ -143,19 +117,13 @@ def announced_memory(cfg: Config) -> tuple[float, int, tuple[int, int]]:
 
 
 def used_memory(variant: Variant) -> float:
-    """Bytes that two steps take at most: in this process on a GPU, on a CPU in one whose peak is its own."""
+    """Return the most bytes that two steps take: in this process on a GPU, in a new process on a CPU."""
     if device().type == 'cpu':
         result = measure([variant], steps=1, warmup=1)[0]
         return (result['peak_gb'] - result['empty_gb']) * GB
-    free_memory()
+    reset_peak_memory()
     before = torch.cuda.memory_allocated()
     step = make_step(variant)
     for _ in range(2):
         step()
     return peak_memory() - before
-
-
-def _reset_peak() -> None:
-    """Let the peak of memory begin anew, where the system can; on a GPU :func:`rows.free_memory` does."""
-    with contextlib.suppress(OSError):
-        Path('/proc/self/clear_refs').write_text('5')

@@ -22,8 +22,8 @@
     scores: data.runs.map((_, run) => Number(control('score-' + run).value)),
   });
 
-  // What is to be drawn of an image, a list of boxes for each pane, and how well each run does on it.
-  const look = (image, state) => {
+  // Returns the boxes of each pane of an image, the results of each run, and whether the image is shown.
+  const view = (image, state) => {
     const ofClass = box => state.label < 0 || box.label === state.label;
     const truth = image.boxes.filter(ofClass).map(box => {
       const kinds = [...box.kinds];
@@ -116,7 +116,7 @@
   const update = () => {
     const state = readState();
     for (const item of gallery) {
-      item.view = look(item.image, state);
+      item.view = view(item.image, state);
       item.card.hidden = !item.view.shown;
       if (item.view.shown) fillCard(item.card, item.image, state, item.view);
     }

@@ -1,7 +1,7 @@
 """MiniScanNet: synthetic rooms in the layout of scannet_frames_25k.
 
-``textures`` paints surfaces, ``render`` turns meshes into pictures, ``furniture`` holds the meshes,
-``rooms`` furnishes and photographs, ``writer`` makes the data set.
+``geometry`` has meshes and cameras, ``materials`` and ``textures`` have surfaces; ``furniture`` and ``fixtures`` build
+meshes from ``parts``; ``rooms`` furnishes and photographs; ``render`` makes pictures; ``writer`` makes the data set.
 """
 
 from deit_detr.scannet.mini_scannet.writer import make_mini_scannet

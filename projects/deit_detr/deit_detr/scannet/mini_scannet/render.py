@@ -1,18 +1,17 @@
 """A small software renderer: convex faces, one depth buffer, textured and lit per pixel.
 
-Faces are planar convex polygons. Visibility comes first (which face does each sample see, and how far
-away is it), then every sample is textured and lit at once, so that the cost of shading does not depend
-on the number of faces.
-
-Coordinates: the world is in metres with z up; a camera looks along its z, with x right and y down; pixel
-coordinates are integers at pixel centres. Shape suffixes: F faces, K vertices of the largest face.
+Visibility comes first (which face does each sample see, and how far away is it), then every sample is textured and lit
+at once, so that the cost of shading does not depend on the number of faces. ``geometry`` says what the coordinates are.
+Shape suffixes: F faces, K vertices of the largest face.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from deit_detr.scannet.mini_scannet.geometry import Camera, Mesh
 from deit_detr.scannet.mini_scannet.textures import TEXTURE_SIZE, Atlas
 
 #: Colour samples per pixel and axis. Every second sample lies on a pixel centre: labels and depth use it.
@@ -22,166 +21,6 @@ _BAND = 1 << 17  # samples shaded at a time, to stay within the processor's cach
 _SHADOW_SIZE = 512
 _SHADOW_SLOPE = 2.5  # tangent of half the opening angle of the lamp's view of the room
 _SHADOW_TAPS = ((-1.6, -0.6), (0.6, -1.6), (1.6, 0.6), (-0.6, 1.6))
-
-
-@dataclass(frozen=True)
-class Material:
-    """Surface of a face.
-
-    Attributes:
-        color: RGB reflectance, 0..1, multiplied with the texture.
-        texture: Name of a texture, with an optional variant: ``'wood'``, ``'painting:3'``.
-        scale: Metres that one repeat of the texture covers; None stretches it once over the face.
-        gloss: Strength of the highlight, 0..1.
-        glow: Light the surface emits by itself, in units of its colour.
-    """
-
-    color: tuple[float, float, float]
-    texture: str = 'plain'
-    scale: float | None = 1.0
-    gloss: float = 0.0
-    glow: float = 0.0
-
-
-class Mesh:
-    """Faces of one object in its own coordinates.
-
-    Attributes:
-        faces: Tuples of vertices (k, 3), clockwise as seen from outside; the material; the direction along
-            which the texture runs (None: the first edge); and the curvature in that direction in 1/m, which
-            bends the normal so that a prism is lit like a cylinder.
-    """
-
-    def __init__(self):
-        self.faces = []
-
-    def face(self, vertices, material: Material, u_axis=None, bend: float = 0.0) -> None:
-        """Add one convex face, its vertices clockwise as seen from outside."""
-        self.faces.append((np.asarray(vertices, float), material, u_axis, bend))
-
-    def loft(self, lower, upper, material: Material, bend=0.0, inside=False, caps='bottom top', **sides) -> None:
-        """Add the solid between two polygons of equal length with pairwise parallel edges.
-
-        Args:
-            lower: Polygon (k, 3), counter-clockwise as seen from the upper one.
-            upper: Polygon (k, 3).
-            material: Surface of every side without its own.
-            bend: Curvature of the sides, see :attr:`faces`.
-            inside: Turn the faces inwards, for a vessel or a room.
-            caps: Which ends to close.
-            **sides: Material by side: ``top``, ``bottom``, or the side of a box (see :meth:`box`);
-                None leaves the side out.
-        """
-        lower, upper = np.asarray(lower, float), np.asarray(upper, float)
-        names = ('back', 'right', 'front', 'left') if len(upper) == 4 else ()
-        for i in range(len(upper)):
-            j = (i + 1) % len(upper)
-            own = sides.get(names[i], material) if names else material
-            if own is not None:
-                quad = (upper[j], upper[i], lower[i], lower[j]) if inside else (upper[i], upper[j], lower[j], lower[i])
-                self.face(quad, own, bend=-bend if inside else bend)
-        for name, polygon in (('top', upper[::-1]), ('bottom', lower)):
-            own = sides.get(name, material)
-            if name in caps and own is not None:
-                self.face(polygon[::-1] if inside else polygon, own, u_axis=(1, 0, 0))
-
-    def box(self, low, high, material: Material, inside=False, caps='bottom top', **sides) -> None:
-        """Add an axis-aligned box from corner ``low`` to ``high``.
-
-        Its sides are ``front`` (+y), ``back`` (-y), ``left`` (-x), ``right`` (+x), ``top`` and ``bottom``.
-        """
-        (x0, y0, z0), (x1, y1, z1) = low, high
-        plan = ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
-        self.loft([(x, y, z0) for x, y in plan], [(x, y, z1) for x, y in plan], material, 0.0, inside, caps, **sides)
-
-    def cylinder(self, center, z, radii, material: Material, n=14, shift=(0, 0), inside=False, **options) -> None:
-        """Add an upright elliptic cylinder or cone.
-
-        Args:
-            center: Centre (x, y) of the bottom.
-            z: Heights (bottom, top).
-            radii: Radii (bottom x, bottom y, top x, top y), or (bottom, top), or one number.
-            material: Surface.
-            n: Number of sides.
-            shift: Centre of the top relative to the bottom's.
-            inside: Turn it inwards.
-            **options: Passed to :meth:`loft`.
-        """
-        radii = np.atleast_1d(np.asarray(radii, float))
-        bx, by, tx, ty = {1: radii.repeat(4), 2: radii.repeat(2)}.get(len(radii), radii)
-        angle = np.arange(n) * (2 * np.pi / n)
-        x, y = np.cos(angle), np.sin(angle)
-        flat = np.ones(n)
-        bottom = np.stack([center[0] + bx * x, center[1] + by * y, z[0] * flat], 1)
-        top = np.stack([center[0] + shift[0] + tx * x, center[1] + shift[1] + ty * y, z[1] * flat], 1)
-        self.loft(bottom, top, material, 1 / max(bx, by, tx, ty), inside, **options)
-
-    def placed(self, angle: float = 0.0, position=(0, 0, 0)) -> 'Mesh':
-        """A copy turned by ``angle`` radians about the z axis, then moved to ``position``."""
-        cos, sin = np.cos(angle), np.sin(angle)
-        turn = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
-        mesh = Mesh()
-        for vertices, material, u_axis, bend in self.faces:
-            u_axis = None if u_axis is None else np.asarray(u_axis) @ turn
-            mesh.faces.append((vertices @ turn + position, material, u_axis, bend))
-        return mesh
-
-    def bounds(self) -> np.ndarray:
-        """Lowest and highest corner, array (2, 3)."""
-        points = np.concatenate([face[0] for face in self.faces])
-        return np.stack([points.min(0), points.max(0)])
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A pinhole camera.
-
-    Attributes:
-        position: Centre (3,) in the world, metres.
-        rotation: Rows are the camera's right, down and forward directions in the world, (3, 3).
-        focal: Focal length in pixels.
-        center: Principal point (x, y) in pixels.
-        size: Image width and height in pixels.
-    """
-
-    position: np.ndarray
-    rotation: np.ndarray
-    focal: float
-    center: np.ndarray
-    size: tuple[int, int]
-
-    @classmethod
-    def look_at(cls, position, target, fov: float, size, roll: float = 0.0) -> 'Camera':
-        """A camera at ``position`` looking at ``target``; ``fov`` is horizontal; angles in radians."""
-        position = np.asarray(position, float)
-        forward = np.asarray(target, float) - position
-        forward /= np.linalg.norm(forward)
-        right = np.cross(forward, (0, 0, 1))
-        right /= np.linalg.norm(right)
-        down = np.cross(forward, right)
-        cos, sin = np.cos(roll), np.sin(roll)
-        rotation = np.stack([cos * right + sin * down, cos * down - sin * right, forward])
-        return cls(position, rotation, size[0] / (2 * np.tan(fov / 2)), (np.array(size) - 1) / 2, tuple(size))
-
-    def finer(self, factor: int) -> 'Camera':
-        """The same view with ``factor`` times as many samples; every ``factor``-th is a pixel centre."""
-        width, height = self.size
-        return Camera(
-            self.position, self.rotation, self.focal * factor, self.center * factor, (width * factor, height * factor)
-        )
-
-    def intrinsics(self) -> np.ndarray:
-        """Matrix (4, 4) from camera coordinates to pixels."""
-        matrix = np.eye(4)
-        matrix[0, 0] = matrix[1, 1] = self.focal
-        matrix[:2, 2] = self.center
-        return matrix
-
-    def pose(self) -> np.ndarray:
-        """Matrix (4, 4) from camera to world coordinates."""
-        matrix = np.eye(4)
-        matrix[:3, :3], matrix[:3, 3] = self.rotation.T, self.position
-        return matrix
 
 
 @dataclass(frozen=True)
@@ -208,22 +47,21 @@ class Scene:
 
     Args:
         meshes: Pairs of a mesh in world coordinates and its value in the instance map, 0..65535.
-        atlas: Textures, which the materials of the meshes refer to.
+        atlas: Textures that the materials of the meshes name.
         lights: Light of the scene.
     """
 
-    def __init__(self, meshes, atlas: Atlas, lights: Lights):
-        faces = [(value, *face) for mesh, value in meshes for face in mesh.faces]
-        self.values = np.array([face[0] for face in faces])
+    def __init__(self, meshes: Sequence[tuple[Mesh, int]], atlas: Atlas, lights: Lights):
+        faces = [face for mesh, _ in meshes for face in mesh.faces]
         owner = np.repeat(np.arange(len(meshes)), [len(mesh.faces) for mesh, _ in meshes])
-        self.vertices_FK3 = _pad([face[1] for face in faces])
+        self.values = np.array([value for _, value in meshes])[owner]
+        self.vertices_FK3 = _pad([face.vertices for face in faces])
         self.atlas, self.lights = atlas, lights
-        materials = [face[2] for face in faces]
+        materials = [face.material for face in faces]
         first, second, last = self.vertices_FK3[:, 0], self.vertices_FK3[:, 1], self.vertices_FK3[:, -1]
         self.normals_F3 = _unit(np.cross(last - first, second - first))
 
-        u_axis = np.array([vertices[1] - vertices[0] if axis is None else axis for _, vertices, _, axis, _ in faces])
-        u_F3 = _unit(u_axis)
+        u_F3 = _unit(np.array([f.vertices[1] - f.vertices[0] if f.u_axis is None else f.u_axis for f in faces]))
         v_F3 = _unit(np.cross(u_F3, self.normals_F3))
         # Stretched textures end half a texel inside their border, where they would wrap around.
         margin = 0.5 / TEXTURE_SIZE
@@ -238,19 +76,13 @@ class Scene:
             axes += [*(axis_F3.T / extent), offset]
             density.append(TEXTURE_SIZE / extent)
             if axis_F3 is u_F3:
-                slope = np.array([face[4] for face in faces]) * extent**2
+                slope = np.array([face.bend for face in faces]) * extent**2
                 middle = (along.max(1) + along.min(1)) / 2 / extent + offset
         self.table = np.array([
-            *self.normals_F3.T,
-            *axes,
-            slope,
-            -slope * middle,
-            np.sqrt(density[0] * density[1]),
+            *self.normals_F3.T, *axes, slope, -slope * middle, np.sqrt(density[0] * density[1]),
             [atlas.column(material.texture) for material in materials],
             *np.array([material.color for material in materials]).T ** 2,
-            [material.gloss for material in materials],
-            [material.glow for material in materials],
-        ], np.float32)  # fmt: skip
+            [material.gloss for material in materials], [material.glow for material in materials]], np.float32)
 
         casts = np.array([material.glow == 0 for material in materials])
         size = (_SHADOW_SIZE, _SHADOW_SIZE)
@@ -261,11 +93,11 @@ class Scene:
         """Render one frame.
 
         Args:
-            camera: Where from, and the image size (width, height).
+            camera: The view and the image size.
 
         Returns:
-            tuple: Linear RGB light (height, width, 3) float32, instance map (height, width) uint16 (0
-            where nothing is seen) and depth in metres (height, width) float32 (0 where nothing is seen).
+            tuple: Linear RGB light (height, width, 3) float32, instance map (height, width) uint16 and depth in metres
+            (height, width) float32. All are 0 where nothing is seen.
         """
         fine = camera.finer(SUPERSAMPLING)
         ids, inverse = self._visible(fine)
@@ -283,8 +115,8 @@ class Scene:
         color = color * _openness(inverse)[..., None]
         return color, instance, depth
 
-    def _visible(self, camera, keep=True):
-        """Index of the face that each sample sees (-1: none), and 1 / depth; both (height, width)."""
+    def _visible(self, camera: Camera, keep: np.ndarray | bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Return the index of the face that each sample sees (-1: none), and 1 / depth; both (height, width)."""
         distance = np.einsum('fc,fc->f', self.normals_F3, self.vertices_FK3[:, 0] - camera.position)
         chosen = np.flatnonzero((distance < -1e-6) & keep)
         vertices = (self.vertices_FK3[chosen] - camera.position) @ camera.rotation.T
@@ -292,10 +124,10 @@ class Scene:
         plane = self.normals_F3[chosen] @ camera.rotation.T / distance[chosen, None]
         return _rasterize(vertices, plane, chosen, camera)
 
-    def _shade(self, camera, ids, inverse, top, light):
+    def _shade(self, camera: Camera, ids: np.ndarray, inverse: np.ndarray, top: int, light: np.ndarray) -> None:
         """Write the light of a band of samples, whose first row is ``top``, to ``light`` (rows, width, 3)."""
-        (nx, ny, nz, ux, uy, uz, u0, vx, vy, vz, v0, slope, middle, density, column,
-         *color, gloss, glow) = self.table[:, ids]  # fmt: skip
+        nx, ny, nz, *axes, slope, middle, density, column, red, green, blue, gloss, glow = self.table[:, ids]
+        ux, uy, uz, u0, vx, vy, vz, v0 = axes
         right, down, forward = camera.rotation.astype(np.float32)
         x = ((np.arange(ids.shape[1]) - camera.center[0]) / camera.focal).astype(np.float32)
         y = ((np.arange(top, top + len(ids)) - camera.center[1]) / camera.focal).astype(np.float32)[:, None]
@@ -316,7 +148,7 @@ class Scene:
         length = 1 / np.sqrt(nx * nx + ny * ny + nz * nz)
         nx, ny, nz = nx * length, ny * length, nz * length
 
-        def towards(position):
+        def towards(position: np.ndarray) -> tuple[np.ndarray, ...]:
             lx, ly, lz = (np.float32(position[i]) - p for i, p in enumerate((px, py, pz)))
             square = lx * lx + ly * ly + lz * lz
             length = 1 / np.sqrt(square)
@@ -332,18 +164,13 @@ class Scene:
         window = near * np.maximum(nx * wx + ny * wy + nz * wz + 0.4, 0)
         sky = 0.8 + 0.2 * nz
         seen = ids >= 0
-        for channel in range(3):
-            total = (
-                np.float32(self.lights.lamp_color[channel]) * lamp
-                + np.float32(self.lights.window_color[channel]) * window
-                + np.float32(self.lights.ambient[channel]) * sky
-                + glow
-            )
-            albedo = texture[..., channel] * color[channel]
-            light[..., channel] = (albedo * total + np.float32(self.lights.lamp_color[channel]) * highlight) * seen
+        strengths = np.stack([self.lights.lamp_color, self.lights.window_color, self.lights.ambient], 1)
+        for channel, (color, strength) in enumerate(zip((red, green, blue), strengths.astype(np.float32), strict=True)):
+            total = strength[0] * lamp + strength[1] * window + strength[2] * sky + glow
+            light[..., channel] = (texture[..., channel] * color * total + strength[0] * highlight) * seen
 
-    def _lit(self, px, py, pz):
-        """Share of the lamp, 0..1, that reaches each point."""
+    def _lit(self, px: np.ndarray, py: np.ndarray, pz: np.ndarray) -> np.ndarray:
+        """Return the share of the lamp's light, 0..1, that reaches each point."""
         camera = self._lamp_camera
         below = np.float32(camera.position[2]) - pz
         outside = below < 0.1
@@ -353,38 +180,36 @@ class Scene:
         inverse = 1.005 / below
         lit = np.zeros_like(x)
         for dx, dy in _SHADOW_TAPS:
-            nearest = cv2.remap(
-                self._shadow_map, x + np.float32(dx), y + np.float32(dy), cv2.INTER_LINEAR,
-                borderMode=cv2.BORDER_CONSTANT, borderValue=0,
-            )  # fmt: skip
+            # Outside the map this reads 0, which is no obstacle.
+            nearest = cv2.remap(self._shadow_map, x + np.float32(dx), y + np.float32(dy), cv2.INTER_LINEAR)
             lit += nearest < inverse
         return np.where(outside, 1, lit / len(_SHADOW_TAPS)).astype(np.float32)
 
 
-def _openness(inverse):
-    """Share of the light from all around, which corners and gaps get less of, (height, width).
+def _openness(inverse: np.ndarray) -> np.ndarray:
+    """Return the share of the ambient light that reaches each pixel, less in corners and gaps, (height, width).
 
-    Inverse depth is linear over a plane, so its local mean differs from it at edges only: it is larger
-    where the surroundings are nearer.
+    Inverse depth is linear over a plane, so its local mean differs from it at edges only: it is larger where the
+    surroundings are nearer.
     """
     mean = cv2.GaussianBlur(inverse, (0, 0), inverse.shape[1] / 50)
     nearer = np.maximum(mean / np.maximum(inverse, 1e-3) - 1, 0)
-    # Less again for what is far behind its surroundings: it is not in their shade.
+    # What is far behind its surroundings is not in their shade.
     return 1 - 3 * nearer * np.exp(-6 * nearer)
 
 
-def _unit(vectors):
+def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def _pad(polygons):
-    """Array (F, K, 3): each polygon with its last vertex repeated up to the largest one's count."""
+def _pad(polygons: Sequence[np.ndarray]) -> np.ndarray:
+    """Return polygons (k, 3) as one array (F, K, 3), the last vertex of each repeated until there are K."""
     most = max(map(len, polygons))
     return np.stack([np.concatenate([p, np.repeat(p[-1:], most - len(p), 0)]) for p in polygons])
 
 
-def _clip_near(polygon):
-    """The part (k, 3) of a convex polygon in camera coordinates that lies beyond the near plane."""
+def _clip_near(polygon: np.ndarray) -> np.ndarray:
+    """Return the part (k, 3) of a convex polygon in camera coordinates that lies beyond the near plane."""
     kept = []
     for a, b in zip(polygon, np.roll(polygon, -1, 0), strict=True):
         if a[2] >= NEAR:
@@ -394,13 +219,15 @@ def _clip_near(polygon):
     return np.array(kept)
 
 
-def _rasterize(vertices_FK3, plane_F3, names, camera):
-    """Draw convex polygons, given in camera coordinates and clockwise in the image, into a depth buffer.
+def _rasterize(
+    vertices_FK3: np.ndarray, plane_F3: np.ndarray, names: np.ndarray, camera: Camera
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw convex polygons into a depth buffer.
 
     Args:
-        vertices_FK3: Polygons.
+        vertices_FK3: Polygons in camera coordinates, clockwise in the image.
         plane_F3: Vectors n / d of their planes n . p = d.
-        names: What to write for each polygon (F,).
+        names: Integers (F,) to write where a polygon is seen.
         camera: Focal length, centre and size of the image.
 
     Returns:

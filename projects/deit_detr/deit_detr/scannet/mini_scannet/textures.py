@@ -1,9 +1,15 @@
-"""Procedural textures: each function paints one square RGB image from a random generator."""
+"""Procedural textures.
+
+Every painter takes a random generator and returns an RGB image (TEXTURE_SIZE, TEXTURE_SIZE, 3), about 0..1, that can be
+repeated or stretched over a face.
+"""
 
 import zlib
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 TEXTURE_SIZE = 256
 _LEVELS = 7  # halvings, down to 4 x 4
@@ -11,8 +17,8 @@ _PAD = 1  # texels repeated around each level, for bilinear sampling across its 
 _ROW, _COLUMN = np.mgrid[0:TEXTURE_SIZE, 0:TEXTURE_SIZE] / TEXTURE_SIZE
 
 
-def _noise(rng, across: float, along: float) -> np.ndarray:
-    """Smooth periodic noise of unit deviation whose grains measure ``across`` x ``along`` texels."""
+def _noise(rng: Generator, across: float, along: float) -> np.ndarray:
+    """Return smooth periodic noise of unit deviation whose grains measure ``across`` x ``along`` texels."""
     frequency_y = np.fft.fftfreq(TEXTURE_SIZE)[:, None]
     frequency_x = np.fft.rfftfreq(TEXTURE_SIZE)
     keep = np.exp(-2 * np.pi * ((frequency_x * across) ** 2 + (frequency_y * along) ** 2))
@@ -21,34 +27,34 @@ def _noise(rng, across: float, along: float) -> np.ndarray:
     return noise / noise.std()
 
 
-def _grey(values) -> np.ndarray:
+def _grey(values: np.ndarray) -> np.ndarray:
     return np.repeat(values[..., None], 3, 2)
 
 
-def _canvas(color=(1, 1, 1)) -> np.ndarray:
+def _canvas(color: Sequence[float] = (1, 1, 1)) -> np.ndarray:
     return np.full((TEXTURE_SIZE, TEXTURE_SIZE, 3), color, float)
 
 
-def _vivid(rng, low=0.15, high=0.95) -> np.ndarray:
-    """A random colour with a clear hue."""
+def _vivid(rng: Generator, low: float = 0.15, high: float = 0.95) -> np.ndarray:
+    """Return a random colour (3,) with a clear hue."""
     color = rng.uniform(low, high, 3)
     color[rng.integers(3)] *= rng.uniform(0.2, 0.8)
     return 0.85 * color + 0.15 * color.mean()
 
 
-def plain(rng):
-    """Paint or plastic: nearly even."""
+def plain(rng: Generator) -> np.ndarray:
+    """Paint even paint or plastic."""
     return _grey(0.95 + 0.004 * _noise(rng, 40, 40) + 0.01 * _noise(rng, 2, 2))
 
 
-def wood(rng):
-    """Grain along the vertical axis."""
+def wood(rng: Generator) -> np.ndarray:
+    """Paint wood with its grain along the vertical axis."""
     rings = np.sin(2 * np.pi * (5 * _COLUMN + 0.25 * _noise(rng, 50, 120)))
     return _grey(0.85 + 0.025 * rings + 0.045 * _noise(rng, 2, 60) + 0.03 * _noise(rng, 12, 120))
 
 
-def planks(rng):
-    """Parquet: boards with staggered ends, running along the vertical axis."""
+def planks(rng: Generator) -> np.ndarray:
+    """Paint parquet: boards with staggered ends along the vertical axis."""
     boards = 6
     board = (_COLUMN * boards).astype(int)
     stagger = rng.random(boards)[board]
@@ -58,42 +64,42 @@ def planks(rng):
     return _grey(np.where(gap, 0.45, tone * (0.92 + 0.05 * _noise(rng, 2, 40))))
 
 
-def carpet(rng):
-    """Short pile."""
+def carpet(rng: Generator) -> np.ndarray:
+    """Paint a carpet with short pile."""
     return _grey(0.82 + 0.07 * _noise(rng, 2, 2) + 0.04 * _noise(rng, 12, 12))
 
 
-def fabric(rng):
-    """Woven upholstery."""
+def fabric(rng: Generator) -> np.ndarray:
+    """Paint woven upholstery."""
     weave = np.sin(2 * np.pi * 64 * _COLUMN) * np.sin(2 * np.pi * 64 * _ROW)
     return _grey(0.87 + 0.05 * weave + 0.035 * _noise(rng, 2, 2) + 0.015 * _noise(rng, 30, 30))
 
 
-def tiles(rng):
-    """Ceramic tiles, 4 x 4, with grout."""
+def tiles(rng: Generator) -> np.ndarray:
+    """Paint ceramic tiles, 4 x 4, with grout."""
     tone = rng.uniform(0.88, 1.0, (4, 4))[(_ROW * 4).astype(int), (_COLUMN * 4).astype(int)]
     joint = np.minimum((_ROW * 4) % 1, (_COLUMN * 4) % 1) < 0.05
     return _grey(np.where(joint, 0.6, tone + 0.012 * _noise(rng, 20, 20)))
 
 
-def checks(rng):
-    """Chequered floor tiles, 2 x 2."""
+def checks(rng: Generator) -> np.ndarray:
+    """Paint chequered floor tiles, 2 x 2."""
     dark = ((_ROW * 2).astype(int) + (_COLUMN * 2).astype(int)) % 2
     return _grey(np.where(dark, rng.uniform(0.35, 0.6), 0.95) + 0.012 * _noise(rng, 10, 10))
 
 
-def granite(rng):
-    """Speckled stone."""
+def granite(rng: Generator) -> np.ndarray:
+    """Paint speckled stone."""
     return _grey(0.72 + 0.16 * np.tanh(_noise(rng, 3, 3)) + 0.08 * _noise(rng, 10, 10))
 
 
-def stripes(rng):
-    """Wallpaper with vertical stripes."""
+def stripes(rng: Generator) -> np.ndarray:
+    """Paint wallpaper with vertical stripes."""
     return _grey(np.where(rng.uniform(0.4, 0.7) < (_COLUMN * 4) % 1, 0.86, 0.97) + 0.01 * _noise(rng, 2, 2))
 
 
-def blanket(rng):
-    """Bedspread: broad stripes or checks in two colours."""
+def blanket(rng: Generator) -> np.ndarray:
+    """Paint a bedspread: broad stripes or checks in two colours."""
     first, second = rng.uniform(0.55, 1, 3), rng.uniform(0.3, 1, 3)
     bands = (_ROW * rng.integers(2, 6)) % 1 < 0.4
     if rng.random() < 0.5:
@@ -102,14 +108,14 @@ def blanket(rng):
     return np.where(bands[..., None], first, second) * _grey(soft)
 
 
-def folds(rng):
-    """Cloth hanging in vertical folds."""
+def folds(rng: Generator) -> np.ndarray:
+    """Paint cloth that hangs in vertical folds."""
     phase = 7 * _COLUMN + 0.05 * np.sin(2 * np.pi * _ROW) + 0.03 * _noise(rng, 30, 160)
     return _grey(0.72 + 0.24 * np.sin(2 * np.pi * phase) + 0.02 * _noise(rng, 2, 2))
 
 
-def shower(rng):
-    """Shower curtain: pale folds printed with dots or waves."""
+def shower(rng: Generator) -> np.ndarray:
+    """Paint a shower curtain: pale folds printed with dots or waves."""
     image = 0.93 + 0.055 * _grey(np.sin(2 * np.pi * 6 * _COLUMN)) * _canvas()
     ink = _vivid(rng, 0.3, 0.9)
     count = rng.integers(4, 7)
@@ -122,8 +128,8 @@ def shower(rng):
     return np.where(print_[..., None], image * (0.35 + 0.65 * ink), image)
 
 
-def books(rng):
-    """A row of books seen from their spines."""
+def books(rng: Generator) -> np.ndarray:
+    """Paint the spines of a row of books."""
     image, x = _canvas((0.12, 0.1, 0.08)), 0
     while x < TEXTURE_SIZE:
         width = int(rng.integers(9, 24))
@@ -137,8 +143,8 @@ def books(rng):
     return image
 
 
-def painting(rng):
-    """A landscape, or coloured shapes."""
+def painting(rng: Generator) -> np.ndarray:
+    """Paint a landscape, or coloured shapes."""
     image = _canvas()
     if rng.random() < 0.5:
         horizon = rng.uniform(0.4, 0.7)
@@ -159,8 +165,8 @@ def painting(rng):
     return image * _grey(1 + 0.04 * _noise(rng, 4, 4))
 
 
-def view(rng):
-    """What a window shows: sky with clouds, and trees."""
+def view(rng: Generator) -> np.ndarray:
+    """Paint what a window shows: sky with clouds, and trees."""
     blue = np.array([0.45, 0.68, 0.95]) + rng.uniform(-0.08, 0.08, 3)
     image = blue + (1 - blue) * _grey(np.clip(_ROW * 0.9 + 0.25 * _noise(rng, 60, 30), 0, 1))
     treeline = rng.uniform(0.65, 0.95) + 0.05 * _noise(rng, 25, 25)[0]
@@ -169,16 +175,15 @@ def view(rng):
     return image
 
 
-def panels(rng):
-    """A door leaf with sunken panels."""
+def panels(rng: Generator) -> np.ndarray:
+    """Paint a door leaf with sunken panels."""
     image = _grey(0.9 + 0.02 * _noise(rng, 2, 40))
     columns = int(rng.integers(1, 3))
     rows = [(0.06, 0.3), (0.36, 0.62), (0.68, 0.94)] if rng.random() < 0.5 else [(0.06, 0.48), (0.55, 0.94)]
     for top, bottom in rows:
         for k in range(columns):
             left, right = 0.12 + k * 0.41, 0.12 + k * 0.41 + (0.35 if columns == 2 else 0.76)
-            low = (int(left * TEXTURE_SIZE), int(top * TEXTURE_SIZE))
-            high = (int(right * TEXTURE_SIZE), int(bottom * TEXTURE_SIZE))
+            low, high = ((int(x * TEXTURE_SIZE), int(y * TEXTURE_SIZE)) for x, y in ((left, top), (right, bottom)))
             cv2.rectangle(image, low, high, (0.78,) * 3, -1)
             cv2.rectangle(image, low, high, (0.55,) * 3, 4)
             cv2.line(image, (low[0], high[1]), high, (1.0,) * 3, 4)
@@ -186,8 +191,8 @@ def panels(rng):
     return image
 
 
-def screen(rng):
-    """A monitor that is switched on."""
+def screen(rng: Generator) -> np.ndarray:
+    """Paint a monitor that is switched on."""
     image = _canvas(rng.uniform(0.1, 0.6, 3))
     for _ in range(rng.integers(1, 4)):
         left, top = rng.integers(5, 130, 2)
@@ -199,15 +204,15 @@ def screen(rng):
     return image
 
 
-def leaf(rng):
-    """A leaf with its midrib along the horizontal axis."""
+def leaf(rng: Generator) -> np.ndarray:
+    """Paint a leaf with its midrib along the horizontal axis."""
     veins = 0.06 * np.sin(2 * np.pi * (12 * _COLUMN - 5 * np.abs(_ROW - 0.5)))
     midrib = 0.25 * (np.abs(_ROW - 0.5) < 0.04)
     return _grey(0.75 + veins + midrib + 0.03 * _noise(rng, 12, 12))
 
 
-def rug(rng):
-    """A woven rug with a border."""
+def rug(rng: Generator) -> np.ndarray:
+    """Paint a woven rug with a border."""
     ground, line, figure = (_vivid(rng, 0.3, 0.9) for _ in range(3))
     image = _canvas(ground)
     edge = np.minimum(np.minimum(_ROW, 1 - _ROW), np.minimum(_COLUMN, 1 - _COLUMN))
@@ -216,37 +221,34 @@ def rug(rng):
     return image * _grey(0.9 + 0.06 * _noise(rng, 2, 2))
 
 
-PAINTERS = {
-    painter.__name__: painter
-    for painter in (plain, wood, planks, carpet, fabric, tiles, checks, granite, stripes, blanket, folds,
-                    shower, books, painting, view, panels, screen, leaf, rug)
-}  # fmt: skip
+PAINTERS: dict[str, Callable[[Generator], np.ndarray]] = {painter.__name__: painter for painter in (
+    plain, wood, planks, carpet, fabric, tiles, checks, granite, stripes, blanket, folds, shower, books, painting, view,
+    panels, screen, leaf, rug)}
 
 
 class Atlas:
     """The textures of one scene with their mip levels, side by side in one image.
 
     Args:
-        seed: Integers that fix what the textures look like, together with their names.
+        seed: Integers that, together with the name of a texture, fix how it looks.
     """
 
     def __init__(self, seed: tuple[int, ...]):
         self._seed = seed
-        self._columns = {}
-        self._image = None
+        self._columns: dict[str, int] = {}
+        self._image: np.ndarray | None = None
         sizes = TEXTURE_SIZE >> np.arange(_LEVELS)
         self._tops = np.concatenate([[0], np.cumsum(sizes + 2 * _PAD)[:-1]]).astype(np.float32)
 
     def column(self, name: str) -> int:
-        """Where the texture ``'painter'`` or ``'painter:variant'`` begins; painted when first asked for.
+        """Return the first column of the texture ``'painter'`` or ``'painter:variant'``; paint it if it is new.
 
         Raises:
             KeyError: If there is no such painter.
         """
         if name not in self._columns:
             rng = np.random.default_rng((*self._seed, zlib.crc32(name.encode())))
-            image = np.clip(PAINTERS[name.partition(':')[0]](rng), 0, 1)
-            image = (image * 255).astype(np.uint8)
+            image = (np.clip(PAINTERS[name.partition(':')[0]](rng), 0, 1) * 255).astype(np.uint8)
             levels = []
             for _ in range(_LEVELS):
                 level = cv2.copyMakeBorder(image, _PAD, _PAD, _PAD, _PAD, cv2.BORDER_WRAP)
@@ -258,14 +260,14 @@ class Atlas:
             self._image = stack if self._image is None else np.concatenate([self._image, stack], 1)
         return self._columns[name]
 
-    def sample(self, u, v, column, texels) -> np.ndarray:
-        """Look textures up.
+    def sample(self, u: np.ndarray, v: np.ndarray, column: np.ndarray, texels: np.ndarray) -> np.ndarray:
+        """Return the colours of textures at the given coordinates.
 
         Args:
-            u: Horizontal coordinate, any shape (h, w); 1 is one repeat.
-            v: Vertical coordinate, downwards.
-            column: What :meth:`column` returned, float32.
-            texels: Texels of the largest level per sample; chooses the level.
+            u: Horizontal coordinates (h, w) float32; 1 is one repeat.
+            v: Vertical coordinates (h, w) float32, downwards.
+            column: What :meth:`column` returned, (h, w) float32.
+            texels: Texels of the largest level per sample, (h, w); they choose the level.
 
         Returns:
             np.ndarray: Linear RGB reflectance (h, w, 3) float32, 0..1.

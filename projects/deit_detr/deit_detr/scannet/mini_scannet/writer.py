@@ -3,6 +3,7 @@
 import json
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,13 @@ from deit_detr.scannet.classes import SCANNET_CLASSES
 from deit_detr.scannet.mini_scannet.rooms import THEMES, Room
 from deit_detr.workers import in_processes
 
-#: Written last; holds the arguments, so that a second run can tell that there is nothing to do.
+#: Holds the arguments, so that a second run knows that there is nothing to do.
 SUMMARY_FILE = 'mini_scannet.json'
 #: Changes whenever the same arguments give other pictures.
 RENDERER_VERSION = 1
 FRAMES_PER_SCENE = 4
 FRAME_STEP = 100
-#: Nobody would annotate less than this many pixels of an object.
+#: Objects of which fewer pixels are visible are not labelled, as an annotator would miss them.
 MIN_VISIBLE_PIXELS = 12
 MIN_SIDE, MAX_SIDE = 32, 4096
 _NAMES = {nyu40_id: name for name, nyu40_id, _ in SCANNET_CLASSES}
@@ -30,7 +31,7 @@ _NAMES = {nyu40_id: name for name, nyu40_id, _ in SCANNET_CLASSES}
 
 @dataclass(frozen=True)
 class _SceneTask:
-    """One scene to render: where to, and the numbers that fix its content."""
+    """One scene to render: its folder, and what fixes its content."""
 
     folder: Path
     theme: str
@@ -40,35 +41,30 @@ class _SceneTask:
 
 
 def make_mini_scannet(
-    out_dir: str | Path,
-    splits_dir: str | Path,
-    num_train: int = 400,
-    num_val: int = 80,
-    size: tuple[int, int] = (320, 240),
-    seed: int = 0,
-    workers: int | None = None,
+    out_dir: str | Path, splits_dir: str | Path, num_train: int = 400, num_val: int = 80,
+    size: tuple[int, int] = (320, 240), seed: int = 0, workers: int | None = None,
 ) -> dict:
-    """Render MiniScanNet.
+    """Render MiniScanNet, synthetic rooms in the layout of scannet_frames_25k.
 
-    Scenes take their names from the official splits, in order, with four frames each. The content of a frame
-    depends only on the seed, the scene, its place in the split, the frame's number and the image size.
+    Scenes take their names from the official splits, in order, with four frames each. A frame depends only on the seed,
+    the scene, its place in the split, the frame's number and the image size.
 
     Args:
         out_dir: Folder to create; the scenes of both splits lie side by side in it.
         splits_dir: Folder with ``scannetv2_train.txt`` and ``scannetv2_val.txt``.
-        num_train: Number of training frames.
-        num_val: Number of validation frames.
-        size: Image width and height in pixels.
+        num_train: Number of training frames, >= 0.
+        num_val: Number of validation frames, >= 0.
+        size: Image width and height in pixels, 32..4096.
         seed: Seed of everything random, >= 0.
-        workers: Number of processes; None takes one per available core.
+        workers: Number of processes. Default: one per core.
 
     Returns:
-        dict: ``arguments`` (as stored in ``mini_scannet.json``), ``boxes`` (labelled objects per split and class
-        name) and ``reused`` (whether ``out_dir`` held the same data set already, and nothing was written).
+        dict: ``arguments`` (as stored in ``mini_scannet.json``), ``boxes`` (labelled objects per split and class name)
+        and ``reused`` (True if ``out_dir`` already held this data set and nothing was written).
 
     Raises:
-        UserError: If an argument is out of range, a split file is missing, or ``out_dir`` holds anything else
-            than this very data set.
+        UserError: If an argument is out of range, a split file is missing, or ``out_dir`` holds anything but this data
+            set.
     """
     out_dir = Path(out_dir).absolute()
     for name, value, least in (('train', num_train, 0), ('val', num_val, 0), ('seed', seed, 0)):
@@ -84,28 +80,24 @@ def make_mini_scannet(
 
     with replacing(out_dir) as part:
         part.mkdir()
-        tasks = {
-            split: _plan(part, Path(splits_dir) / f'scannetv2_{split}.txt', frames, size, seed)
-            for split, frames in (('train', num_train), ('val', num_val))
-        }
+        tasks = {split: _plan(part, Path(splits_dir) / f'scannetv2_{split}.txt', frames, size, seed)
+                 for split, frames in (('train', num_train), ('val', num_val))}
         summary = dict(arguments=arguments, boxes=_render(tasks, workers))
         write_json(part / SUMMARY_FILE, summary)
     return dict(summary, reused=False)
 
 
-def _existing(out_dir, arguments):
-    """The summary of a finished data set with the same arguments; None if there is nothing yet."""
-    if not out_dir.exists():
-        return None
-    if not out_dir.is_dir():
+def _existing(out_dir: Path, arguments: dict) -> dict | None:
+    """Return the summary of a finished data set with the same arguments; None if the folder is missing or empty."""
+    if out_dir.exists() and not out_dir.is_dir():
         raise UserError(f'{out_dir} is a file; name a folder')
-    if not any(out_dir.iterdir()):
+    if not out_dir.exists() or not any(out_dir.iterdir()):
         return None
     try:
         summary = json.loads((out_dir / SUMMARY_FILE).read_text())
         found = summary['arguments']
     except FileNotFoundError:
-        raise UserError(f'{out_dir} is not empty and holds no {SUMMARY_FILE}; name a new folder') from None
+        raise UserError(f'{out_dir} is not empty and has no {SUMMARY_FILE}; name a new folder') from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f'{out_dir / SUMMARY_FILE} is damaged; remove the folder or name a new one') from None
     if found != arguments:
@@ -113,8 +105,8 @@ def _existing(out_dir, arguments):
     return summary
 
 
-def _plan(root, split_file, frames, size, seed):
-    """The scenes that hold a split's frames."""
+def _plan(root: Path, split_file: Path, frames: int, size: tuple[int, int], seed: int) -> list[_SceneTask]:
+    """Return the scenes of one split, which hold ``frames`` frames together."""
     if frames == 0:
         return []
     try:
@@ -124,14 +116,12 @@ def _plan(root, split_file, frames, size, seed):
     if not names:
         raise UserError(f'{split_file} lists no scene')
     each = max(FRAMES_PER_SCENE, -(-frames // len(names)))
-    return [
-        _SceneTask(root / name, THEMES[i % len(THEMES)], seed, min(each, frames - i * each), tuple(size))
-        for i, name in enumerate(names[: -(-frames // each)])
-    ]
+    return [_SceneTask(root / name, THEMES[i % len(THEMES)], seed, min(each, frames - i * each), tuple(size))
+            for i, name in enumerate(names[: -(-frames // each)])]
 
 
 def _render(tasks: dict[str, list[_SceneTask]], workers: int | None) -> dict[str, dict[str, int]]:
-    """Render every scene; returns how many labelled objects of each class, in label order, each split has."""
+    """Render every scene; return the number of labelled objects per split and class, classes in label order."""
     jobs = [(split, task) for split, scenes in tasks.items() for task in scenes]
     counts = {split: Counter() for split in tasks}
     scenes = [task for _, task in jobs]
@@ -143,7 +133,7 @@ def _render(tasks: dict[str, list[_SceneTask]], workers: int | None) -> dict[str
 
 
 def _write_scene(task: _SceneTask) -> Counter:
-    """Render and write one scene; returns labelled objects per class over its frames."""
+    """Render and write one scene; return the number of labelled objects per class over its frames."""
     seed = (task.seed, zlib.crc32(task.folder.name.encode()))
     room = Room(seed, task.theme)
     fov = np.radians(np.random.default_rng((*seed, 2)).uniform(55, 75))
@@ -170,21 +160,21 @@ def _write_scene(task: _SceneTask) -> Counter:
     return count
 
 
-def _drop_specks(instance):
-    """The map with every value that covers too few pixels set to 0."""
+def _drop_specks(instance: np.ndarray) -> np.ndarray:
+    """Return the instance map (height, width) uint16 with every value that covers too few pixels set to 0."""
     pixels = np.bincount(instance.ravel(), minlength=65536)
     return np.where(pixels[instance] < MIN_VISIBLE_PIXELS, 0, instance).astype(np.uint16)
 
 
 def develop(light: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    """Turn light into what a hand-held camera would store.
+    """Turn light into the picture of a hand-held camera.
 
     Args:
         light: Linear RGB (height, width, 3) float32.
         rng: Chooses exposure, white balance, vignetting, blur, noise and compression.
 
     Returns:
-        tuple: BGR image (height, width, 3) uint8 and JPEG quality, 1..100.
+        tuple: BGR image (height, width, 3) uint8, and JPEG quality 80..95.
     """
     height, width = light.shape[:2]
     exposure = rng.uniform(0.26, 0.42) / max(float(np.minimum(light, 1.5).mean()), 1e-3)
@@ -192,7 +182,7 @@ def develop(light: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, in
     x, y = np.linspace(-1, 1, width), np.linspace(-1, 1, height)[:, None]
     vignette = 1 - rng.uniform(0, 0.22) * (x**2 + y**2) / 2
     image = np.sqrt(light * (exposure * balance).astype(np.float32)) * vignette[..., None].astype(np.float32)
-    # Bright parts roll off instead of clipping at once.
+    # Bright parts saturate smoothly instead of being clipped.
     image = np.where(image > 0.8, 0.8 + 0.25 * np.tanh((image - 0.8) / 0.25), image)
     sigma = rng.uniform(0, 0.8) * width / 640
     if sigma > 0.2:
@@ -202,6 +192,6 @@ def develop(light: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, in
     return np.ascontiguousarray(image[..., ::-1]), int(rng.integers(80, 96))
 
 
-def _write_image(path, image, options=()):
+def _write_image(path: Path, image: np.ndarray, options: Sequence[int] = ()) -> None:
     if not cv2.imwrite(str(path), image, list(options)):
         raise OSError(f'cannot write {path}')

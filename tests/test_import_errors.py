@@ -1,4 +1,4 @@
-"""Beside other people's packages: the project runs, or one sentence says which package is in the way."""
+"""Beside other packages, the project runs or names the package that is in the way."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ CONFIG = REPO / 'projects/deit_detr/configs/detr_deit-tiny_1xb8-50e_mini-scannet
 TWO_STEPS = [
     *TINY_RUN, 'train_dataloader.dataset.indices=8', 'train_cfg.max_epochs=1', 'val_cfg=None', 'val_dataloader=None',
     'val_evaluator=None']
-#: Import without these names: mmpretrain catches that, and inherits from None.
+#: Without these names mmpretrain catches the ImportError and later inherits from None.
 DROPPED = ('apply_chunking_to_forward', 'find_pruneable_heads_and_indices', 'prune_linear_layer')
 FAKE_TRANSFORMERS = f"""
 import sys, types
@@ -40,13 +40,13 @@ for name in ('', '.activations', '.modeling_outputs', '.modeling_utils', '.utils
              '.models.auto.auto_factory'):
     sys.modules['transformers' + name] = Fake('transformers' + name)
 """
-#: Two ways in which newer ones break the import of mmpretrain.models, each with the error it ends in.
+#: Two ways in which newer versions break the import of mmpretrain.models, each with its error.
 TRANSFORMERS = {'5.24.0': (FAKE_TRANSFORMERS, 'TypeError: NoneType takes no arguments'),
                 '4.53.0': ('', "ImportError: cannot import name 'AutoConfig'")}
 
 
 def install(folder: Path, name: str, code: str, version: str | None = None) -> dict[str, str]:
-    """A package that comes before the installed one; the environment variables to run with."""
+    """Write a package that hides the installed one; return the environment variables to run with."""
     (folder / name).mkdir(parents=True)
     (folder / name / '__init__.py').write_text(code)
     if version:
@@ -71,7 +71,7 @@ def test_transformers_that_break_mmpretrain(transformers, mini_scannet, run, tmp
     output = run(sys.executable, TOOLS / 'preflight.py', CONFIG, *TINY_RUN, **env)
     assert 'FAIL' not in output
 
-    config = tmp_path / 'old.py'  # as users' configs and those that the converter wrote have it
+    config = tmp_path / 'old.py'  # as in configs of version 0.1
     config.write_text(f"_base_ = '{CONFIG}'\ncustom_imports = dict(imports=['mmpretrain.models', 'deit_detr'])\n")
     run(sys.executable, TOOLS / 'train.py', config, '--work-dir', tmp_path / 'work', *TWO_STEPS, **env)
     output = run(
@@ -93,7 +93,7 @@ def test_models_that_were_left_out_say_why(transformers, run):
 
 
 def test_mmdet_may_be_imported_first(run, tmp_path):
-    """It passes over an ImportError of mmpretrain, whose models are then half imported."""
+    """It ignores an ImportError of mmpretrain, whose models are then half imported."""
     env = install(tmp_path, 'transformers', FAKE_TRANSFORMERS.replace(str(DROPPED), '()'), '4.53.0')
     run(sys.executable, '-c', (
         'import mmdet.models\nfrom mmpretrain.registry import MODELS\nassert "BlipCaption" in MODELS.module_dict\n'
@@ -102,7 +102,7 @@ def test_mmdet_may_be_imported_first(run, tmp_path):
 
 @pytest.mark.skipif(NEW_TRANSFORMERS, reason='mmpretrain cannot be imported beside the transformers that is here')
 def test_models_of_others_are_not_taken_away(run):
-    """Who imports mmpretrain's models first has them as mmpretrain gives them, placeholders included."""
+    """A program that imports mmpretrain's models first keeps them, placeholders included."""
     run(sys.executable, '-c', (
         'import mmpretrain.models\nfrom mmpretrain.registry import MODELS\nbefore = dict(MODELS.module_dict)\n'
         'import deit_detr\nassert before.items() <= MODELS.module_dict.items()'))
@@ -111,10 +111,10 @@ def test_models_of_others_are_not_taken_away(run):
 # ---- packages that cannot be imported
 
 def entry_points() -> list[str]:
-    """The tools that need torch."""
+    """List the tools that need torch."""
     return sorted(
         str(path.relative_to(TOOLS)) for path in TOOLS.glob('**/*.py')
-        if path.name != 'run_onnx.py' and 'DEIT_DETR_REGISTER' not in path.read_text())
+        if path.name != 'run_onnx.py')
 
 
 @pytest.mark.parametrize('tool', entry_points())
@@ -163,7 +163,7 @@ def test_a_script_ends_in_the_sentence_and_can_catch_it(run, tmp_path):
 
 
 def test_mistakes_of_this_project_keep_their_traceback():
-    from deit_detr.other_packages import BrokenEnvironment, named_packages
+    from deit_detr.import_errors import BrokenEnvironment, named_packages
 
     for mistake in ('nothing + 1', 'import deit_detr.nothing', '1 / 0'):
         with pytest.raises((NameError, ImportError, ZeroDivisionError)) as caught, named_packages():

@@ -1,4 +1,4 @@
-"""mmengine's own files, checkpoints above all, written whole or not at all."""
+"""Let mmengine write its files, above all checkpoints, whole or not at all."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from deit_detr.files import write_bytes
 
 
 class WholeFileBackend(LocalBackend):
-    """mmengine's backend for local files, which writes through :func:`deit_detr.files.replacing`."""
+    """mmengine's backend for local files, writing with :func:`deit_detr.files.replacing`."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes to a file."""

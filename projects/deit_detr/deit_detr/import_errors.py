@@ -1,6 +1,6 @@
-"""Other people's packages that cannot be imported here: one sentence instead of their traceback.
+"""One sentence when a third-party package cannot be imported.
 
-Nothing but the standard library is imported, as anything else may be what is broken.
+Only the standard library is imported, because anything else may be broken.
 """
 
 import sys
@@ -12,7 +12,7 @@ from types import TracebackType
 from deit_detr.errors import print_last, printable
 from deit_detr.versions import version_problems
 
-#: Name on the package index, where it differs from the one that is imported.
+#: Name on the package index, if it differs from the one that is imported.
 INDEX_NAMES = dict(
     mmcv_ops='projects/mmcv_ops', cv2='opencv-python', PIL='pillow', yaml='PyYAML', pkg_resources='"setuptools<82"',
     distutils='"setuptools<82"')
@@ -25,10 +25,10 @@ class BrokenEnvironment(ImportError):
 
 @contextmanager
 def named_packages() -> Iterator[None]:
-    """Raise :class:`BrokenEnvironment` where an import in the block fails in, or for want of, another package.
+    """Raise :class:`BrokenEnvironment` if an import in the block fails because of another package.
 
-    If nobody catches it, the program ends with status 2 and the sentence alone, without a traceback. An error of this
-    project's own code is left as it is.
+    If it is not caught, the program ends with status 2 and the sentence, without a traceback. Errors of this project's
+    code are not changed.
     """
     try:
         yield
@@ -41,8 +41,8 @@ def named_packages() -> Iterator[None]:
 
 
 def explain(error: BaseException) -> str | None:
-    """Which package an import failed for, and what to do; None if it is this project's own error."""
-    while error.__cause__ is not None:  # numpy's own advice is 30 lines, its cause is one
+    """Say which package made an import fail, and what to do; None if it is an error of this project."""
+    while error.__cause__ is not None:  # numpy's advice has 30 lines, its cause one
         error = error.__cause__
     culprit, importer = _culprit(error)
     if culprit is None:
@@ -55,7 +55,7 @@ def explain(error: BaseException) -> str | None:
     needs = f'{_title(importer)} needs ' if importer else ''
     if isinstance(error, ModuleNotFoundError) and not names:
         return f'{needs}{culprit}, which is not installed: pip install {INDEX_NAMES.get(culprit, culprit)}'
-    if isinstance(error, ImportError) and not error.name and 'install' in words:  # somebody else's sentence
+    if isinstance(error, ImportError) and not error.name and 'install' in words:  # the package gives advice itself
         return f'{_title(culprit)}: {words}'
     wanted = next((found for name in names if (found := _unmet(importer, name))), None)
     if wanted:
@@ -76,11 +76,11 @@ def explain(error: BaseException) -> str | None:
 
 
 def _culprit(error: BaseException) -> tuple[str | None, str | None]:
-    """The package that fails, and the one that imports it, by import names."""
+    """Return the import names of the package that fails and of the one that imports it."""
     frames = [name for name in _packages(error.__traceback__) if name not in sys.stdlib_module_names]
     if isinstance(error, ImportError) and error.name:
         named = error.name.split('.')[0]
-    elif isinstance(error, AttributeError) and type(error.obj) is type(sys):  # a module without what is asked of it
+    elif isinstance(error, AttributeError) and type(error.obj) is type(sys):  # a module without an attribute
         named = error.obj.__name__.split('.')[0]
     else:
         named = frames[-1] if frames else None
@@ -97,7 +97,7 @@ def _packages(trace: TracebackType | None) -> Iterator[str]:
 
 
 def _unmet(importer: str | None, name: str) -> str | None:
-    """What a package requires of a distribution whose installed version is not that; None if there is nothing."""
+    """Return the requirement of a package that an installed distribution does not meet; None if there is none."""
     try:
         from packaging.requirements import Requirement
     except ImportError:
@@ -113,7 +113,7 @@ def _unmet(importer: str | None, name: str) -> str | None:
 
 
 def _distributions(module: str) -> list[str]:
-    """Names on the package index of what brings a module."""
+    """Return the names on the package index of the distributions that contain a module."""
     names = set(packages_distributions().get(module, []))
     if not names:  # Python 3.10 knows only of packages that list their modules
         with suppress(PackageNotFoundError):
@@ -122,13 +122,13 @@ def _distributions(module: str) -> list[str]:
 
 
 def _title(module: str) -> str:
-    """The packages that bring a module, with versions: 'opencv-python 5.0.0.93' for cv2."""
+    """Return the distributions that contain a module, with versions: 'opencv-python 5.0.0.93' for cv2."""
     names = _distributions(module)
     return ' and '.join(f'{name} {version(name)}' for name in names) or module
 
 
 def _end_in_one_line(kind: type, error: BaseException, trace: TracebackType | None) -> None:
-    """For ``sys.excepthook``: as ``run_cli`` ends for a UserError."""
+    """End as ``run_cli`` does for a UserError; for ``sys.excepthook``."""
     cause = error
     while cause is not None and not isinstance(cause, BrokenEnvironment):
         cause = cause.__cause__ or cause.__context__  # mmengine wraps what custom_imports raise

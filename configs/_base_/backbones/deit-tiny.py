@@ -9,8 +9,8 @@ model = dict(
     backbone=dict(
         type='mmpretrain.VisionTransformer',
         arch='deit-tiny',
-        # The checkpoint's size. Another one would have to resize the position embedding while loading, and
-        # mmpretrain cannot do that without a class token; forward interpolates it to any input size.
+        # The checkpoint's size. Any other size would resize the position embedding while loading, which mmpretrain
+        # cannot do without a class token. The forward pass interpolates it to any input size.
         img_size=224,
         patch_size=16,
         out_indices=-1,
@@ -18,6 +18,6 @@ model = dict(
         out_type='featmap',
         init_cfg=dict(
             type='Pretrained',
-            # DEIT_CHECKPOINT: a local file for machines without network
-            checkpoint='{{$DEIT_CHECKPOINT:https://download.openmmlab.com/mmclassification/v0/deit/deit-tiny_pt-4xb256_in1k_20220218-13b382a0.pth}}',  # noqa: E501
+            # DEIT_CHECKPOINT: a local file, for machines without network
+            checkpoint='{{$DEIT_CHECKPOINT:https://download.openmmlab.com/mmclassification/v0/deit/deit-tiny_pt-4xb256_in1k_20220218-13b382a0.pth}}',
             prefix='backbone.')))

@@ -1,0 +1,39 @@
+"""Run a tool's ``main`` and print errors as sentences."""
+
+import sys
+from collections.abc import Callable
+
+from deit_detr.errors import DISK_FULL, CannotWrite, UserError, print_last, printable
+from deit_detr.import_errors import explain
+
+
+def run_cli(main: Callable[[], int | None]) -> None:
+    """Run a command line's ``main`` and exit with its status.
+
+    Args:
+        main: Returns the exit status; ``None`` counts as 0.
+
+    Raises:
+        SystemExit: Always. The status is 2, with a sentence on standard error, for a :class:`UserError`, a full disk
+            or a package that cannot be imported, and 130 for Ctrl-C.
+    """
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print_last(*map(printable, f'error: {error}'.split('\n')))
+        sys.exit(2)
+    except ImportError as error:  # of an import inside a function
+        # mmengine's "Failed to import" of custom_imports names no package; usually a module of the user failed
+        sentence = explain(error) if error.name or 'install' in str(error) else None
+        if sentence is None:
+            raise
+        print_last(f'error: {sentence}')
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        print_last(f'error: {CannotWrite(error.errno, error.strerror, error.filename or "a file")}')
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print_last('interrupted')
+        sys.exit(130)

@@ -1,0 +1,67 @@
+"""Check that data, evaluation and model agree about the classes."""
+
+from collections.abc import Iterator, Sequence
+
+from mmdet.evaluation import CocoMetric
+from mmengine.config import ConfigDict
+from mmengine.evaluator import BaseMetric
+from torch.utils.data import Dataset
+
+from deit_detr.checkpoints.fit import describe_classes
+from deit_detr.datasets.wrappers import unwrap
+from deit_detr.engine.start.findings import FAIL, OK, UNKNOWN
+from deit_detr.evaluation.pri3d import Pri3DMetric
+
+
+def check_classes(
+    datasets: dict[str, Dataset], metrics: dict[str, Sequence[BaseMetric]], model: ConfigDict,
+) -> tuple[str, str]:
+    """Compare everything that has classes with the first data set, and name all fields that differ from it.
+
+    Args:
+        datasets: Split, e.g. ``'val'`` -> data set.
+        metrics: Split -> the metrics of its evaluator.
+        model: The config's ``model``.
+    """
+    fields = dict(dataset_classes(datasets))
+    if not fields:
+        return UNKNOWN, 'no data set knows its classes'
+    first, classes = next(iter(fields.items()))
+    differing = [
+        f'{field} has {describe_classes(names)}' for field, names in (*fields.items(), *_evaluator_files(metrics))
+        if names != classes]
+    differing += [
+        f'{field} is {number}' for field, number in _num_classes(model) if number != len(classes)]
+    if not differing:
+        return OK, 'data, evaluator and model have the same'
+    return FAIL, (
+        f'{first} has {describe_classes(classes)}, but {"; ".join(differing)}. Make them equal in the config, in '
+        'number, names and order')
+
+
+def dataset_classes(datasets: dict[str, Dataset]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield config field and class names of each data set, given by its split, that knows its classes."""
+    for split, dataset in datasets.items():
+        for name, part in unwrap(dataset, f'{split}_dataloader.dataset'):
+            meta = getattr(part, 'metainfo', {})
+            if 'classes' in meta:
+                yield f'{name}.metainfo.classes', tuple(meta['classes'])
+
+
+def _evaluator_files(metrics: dict[str, Sequence[BaseMetric]]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield config field and class names of each annotation file that numbers classes as the data set does."""
+    for name, of_split in metrics.items():
+        for metric in of_split:
+            # Pri3DMetric matches classes by name and reads a file of fewer classes
+            if isinstance(metric, CocoMetric) and metric._coco_api and not isinstance(metric, Pri3DMetric):
+                categories = metric._coco_api.dataset['categories']
+                yield f'{name}_evaluator.ann_file', tuple(category['name'] for category in categories)
+
+
+def _num_classes(cfg: ConfigDict, path: str = 'model') -> Iterator[tuple[str, int]]:
+    """Yield every field ``num_classes`` of a detector's config, except those of backbone and proposals."""
+    for key, value in cfg.items():
+        if key == 'num_classes':
+            yield f'{path}.{key}', value
+        elif isinstance(value, dict) and key not in ('backbone', 'rpn_head'):
+            yield from _num_classes(value, f'{path}.{key}')
