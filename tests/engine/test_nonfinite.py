@@ -100,7 +100,7 @@ def test_bounded_number_of_steps_is_skipped(build_runner):
 
 
 def test_under_autocast(build_runner, monkeypatch):
-    """mmengine's wrapper asks for a GPU; PyTorch does bfloat16 on a CPU, too."""
+    """mmengine's wrapper asks for a GPU; PyTorch also does bfloat16 on a CPU."""
     monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
     breaker = Breaker(1, 3)
     runner = build_runner(FAST, breaker, NonFiniteHook(max_skips=1), type='AmpOptimWrapper', dtype='bfloat16')

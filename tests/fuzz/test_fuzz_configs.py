@@ -16,7 +16,7 @@ from deit_detr.migration.read_2x import read_config_2x
 from tests.helpers.fuzzing import ODD_VALUES, cases, changed, contained, damaged, peak_memory, places
 from tests.helpers.paths import REPO
 
-DATA_2X = REPO / 'tests/data/mmdet_2x'
+DATA_2X = REPO / 'tests/data/legacy_2x'
 R50 = DATA_2X / 'detr_r50_8x2_150e_coco.py'
 RECIPE = DATA_2X / 'detr_deit_tiny_8x1_150e_scannet.py'
 SETTINGS = read_config_2x(RECIPE).settings

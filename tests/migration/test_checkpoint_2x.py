@@ -36,7 +36,7 @@ def to_2x(key: str, before_2_11: bool = False) -> str:
 @pytest.fixture(scope='module')
 def resnet_detr() -> torch.nn.Module:
     """A small DETR with a ResNet, from the converted 2.x config."""
-    text = convert_config_2x(REPO / 'tests/data/mmdet_2x/detr_r50_8x2_150e_coco.py').text
+    text = convert_config_2x(REPO / 'tests/data/legacy_2x/detr_r50_8x2_150e_coco.py').text
     cfg = Config.fromstring(text, '.py')
     cfg.merge_from_dict(dict(model=dict(
         backbone=dict(depth=18, init_cfg=None), neck=dict(in_channels=[512]), encoder=dict(num_layers=1),

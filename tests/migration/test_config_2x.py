@@ -16,7 +16,7 @@ from deit_detr.migration.read_2x import read_config_2x
 from tests.helpers.fork_server import start
 from tests.helpers.paths import REPO
 
-DATA_2X = REPO / 'tests/data/mmdet_2x'
+DATA_2X = REPO / 'tests/data/legacy_2x'
 TOOL = REPO / 'tools/misc/convert_config_2x.py'
 R50 = DATA_2X / 'detr_r50_8x2_150e_coco.py'
 

@@ -17,11 +17,11 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
 
-from tests.data.mmdet_2x.inputs import CASES, boxes, image, weight
+from tests.data.legacy_2x.inputs import CASES, boxes, image, weight
 from tests.helpers.fork_server import start
 from tests.helpers.paths import REPO
 
-DATA_2X = REPO / 'tests/data/mmdet_2x'
+DATA_2X = REPO / 'tests/data/legacy_2x'
 SEED_RECIPE = REPO / 'projects/deit_detr/configs/detr_deit-tiny_8xb1-150e_scannet.py'
 CLASSES = ('wall', 'floor', 'cabinet', 'bed', 'chair', 'sofa', 'table', 'door', 'window', 'bookshelf', 'picture',
            'counter', 'desk', 'curtain', 'refrigerator', 'shower curtain', 'toilet', 'sink', 'bathtub',

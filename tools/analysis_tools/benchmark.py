@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
         '--size', type=int, nargs=2, default=[800, 1072], metavar=('HEIGHT', 'WIDTH'),
         help='of the images, in pixels (default: 800 1072)')
     steps.add_argument(
-        '--padded', action='store_true', help='every second image 64 pixels shorter and 32 narrower (--batch 2 or more)')
+        '--padded', action='store_true', help='every second image 64 pixels shorter and 32 narrower (with --batch 2)')
     steps.add_argument('--boxes', type=int, default=10, help='boxes per image (default: 10)')
     steps.add_argument('--amp', action='store_true', help='use bfloat16')
     steps.add_argument('--compile', action='store_true', help='use torch.compile')
