@@ -8,7 +8,7 @@ Examples:
     python tools/demo.py CONFIG.py CHECKPOINT.pth data/scannet-frames/val/scene0011_00
     python tools/demo.py CONFIG.py CHECKPOINT.pth --web
 
-A scene is a folder with color/*.jpg; its frames become a video. The colours of the classes are always the same.
+A scene is a folder with images in color/; its frames become a video. The colours of the classes are always the same.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from mmdet.apis.det_inferencer import IMG_EXTENSIONS
 from tqdm import tqdm
 
 import deit_detr
+from deit_detr.images import picture_names
 from deit_detr.inference.video import VideoFrames, scene_frames, write_picture, write_video
 
 
@@ -48,10 +49,24 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def draw_pictures(detector, paths: list[Path], out_dir: Path, score_thr: float) -> None:
-    """Draw the detections of each picture into a file of the same name in ``out_dir``."""
-    for path in paths:
-        out = place_for(path, out_dir / path.name)
+def find_pictures(folder: Path, out_dir: Path) -> list[Path]:
+    """Return the pictures in a folder and in the folders below it, except in ``out_dir``; of a scene, its frames."""
+    if frames := scene_frames(folder):
+        return frames
+    inside = sorted(folder.iterdir())
+    pictures = [path for path in inside if path.suffix.lower() in IMG_EXTENSIONS and not path.is_dir()]
+    for part in inside:
+        # a link may lead back up
+        if part.is_dir() and part.resolve() != out_dir.resolve() and part.resolve() not in [
+                folder.resolve(), *folder.resolve().parents]:
+            pictures += find_pictures(part, out_dir)
+    return pictures
+
+
+def draw_pictures(detector, paths: list[Path], folder: Path, out_dir: Path, score_thr: float) -> None:
+    """Draw the detections of each picture in ``folder`` into a file of the same name in ``out_dir``."""
+    for path, name in picture_names(paths, folder).items():
+        out = place_for(path, out_dir / name)
         start = time.perf_counter()
         sample = detector(path, score_thr)
         milliseconds = 1000 * (time.perf_counter() - start)
@@ -93,12 +108,12 @@ def main() -> None:
         out = args.out_dir / f'{args.input.resolve().name}.mp4'
         draw_video(detector, scene_frames(args.input), out, args.fps or 2.0, args.score_thr)
     elif args.input.is_dir():
-        paths = sorted(path for path in args.input.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
+        paths = find_pictures(args.input, args.out_dir)
         if not paths:
-            raise UserError(f'{args.input}: has no pictures and no color/*.jpg')
-        draw_pictures(detector, paths, args.out_dir, args.score_thr)
+            raise UserError(f'{args.input}: has no pictures, and none in color/')
+        draw_pictures(detector, paths, args.input, args.out_dir, args.score_thr)
     elif args.input.suffix.lower() in IMG_EXTENSIONS:
-        draw_pictures(detector, [args.input], args.out_dir, args.score_thr)
+        draw_pictures(detector, [args.input], args.input.parent, args.out_dir, args.score_thr)
     else:
         out = place_for(args.input, args.out_dir / f'{args.input.stem}.mp4')
         frames = VideoFrames(args.input)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train with one process a GPU:  bash tools/dist_train.sh CONFIG GPUS [arguments of train.py]
 # Several nodes: set NNODES, NODE_RANK, MASTER_ADDR and PORT on each.
-# MAX_RESTARTS=N starts all processes again, up to N times, when one dies; each start, the first too, resumes.
+# MAX_RESTARTS=N starts all processes again, up to N times, when one dies; each start resumes if there is a checkpoint.
 # With fewer GPUs than processes the job runs on the CPU.
 set -euo pipefail
 . "$(dirname "$0")/launch_common.sh"

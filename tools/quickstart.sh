@@ -7,7 +7,9 @@
 #   DEIT_CHECKPOINT=deit-tiny.pth   pretrained weights from a file (otherwise they are downloaded, if that is possible)
 set -euo pipefail
 case ${1:-} in -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
-[ -z "${DEIT_CHECKPOINT:-}" ] || DEIT_CHECKPOINT=$(realpath "$DEIT_CHECKPOINT")
+# set to nothing, as docker-compose does, is unset; mmengine would stop at it below
+if [ "${DEIT_CHECKPOINT:-}" ]; then DEIT_CHECKPOINT=$(realpath "$DEIT_CHECKPOINT"); else unset DEIT_CHECKPOINT; fi
+[ "${MINI_SCANNET_ROOT:-}" ] || unset MINI_SCANNET_ROOT
 cd "$(dirname "$0")/.."
 
 name=lw-detr_deit-tiny_1xb4-16e_mini-scannet

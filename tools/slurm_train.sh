@@ -9,7 +9,12 @@ gpus=${GPUS:-8}
 gpus_per_node=${GPUS_PER_NODE:-8}
 [ "$gpus" -ge "$gpus_per_node" ] || gpus_per_node=$gpus
 resume=()
-[ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || resume=(--resume)
+if [ "${SLURM_RESTART_COUNT:-0}" -ne 0 ]; then
+    resume=(--resume)
+    case " ${*:5} " in *' --resume '[!-]* | *' --resume='*)  # needed again until the job has a checkpoint
+        [ -e "$4/last_checkpoint" ] || compgen -G "$4/preempted_iter_*.pth" > /dev/null || resume=() ;;
+    esac
+fi
 trap : TERM USR1  # of the training alone: this script has to outlive it
 status=0
 # shellcheck disable=SC2086  # SRUN_ARGS is a list of arguments

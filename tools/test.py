@@ -41,7 +41,7 @@ def main() -> None:
     if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
         raise UserError(f'{args.checkpoint}: no such checkpoint file')
     cfg = load_config(args)
-    cfg.load_from = args.checkpoint
+    cfg.load_from, cfg.resume = args.checkpoint, False  # of a config that a resumed training wrote
     if args.show_dir:
         cfg.default_hooks.visualization.update(draw=True, test_out_dir=args.show_dir)
     runner = Runner.from_cfg(cfg)

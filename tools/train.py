@@ -13,6 +13,8 @@ from deit_detr.errors import UserError
 # isort: split
 import torch
 
+from deit_detr.engine.batch import count_accumulation
+from deit_detr.engine.resume.choice import resume_newest
 from deit_detr.engine.start.launch import add_run_arguments, load_config, make_deterministic
 from deit_detr.engine.start.preflight import build_runner
 
@@ -23,10 +25,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument(
         '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-        help='continue from a checkpoint, or without a value from the latest one in the work folder')
+        help='continue from a checkpoint, or without a value from the newest one in the work folder; while there is '
+             'none, start as without --resume')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision in bfloat16')
     parser.add_argument(
-        '--auto-scale-lr', action='store_true', help='scale the learning rate to the actual batch size')
+        '--auto-scale-lr', action='store_true',
+        help='scale the learning rate to the actual batch size, accumulative_counts included')
     parser.add_argument(
         '--deterministic', action='store_true',
         help='get the same weights each time on the same machine and software; also set randomness.seed')
@@ -49,10 +53,13 @@ def main() -> None:
         cfg.auto_scale_lr.enable = True
     if args.deterministic:
         make_deterministic(cfg)
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-    build_runner(cfg).train()
+    if args.resume == 'auto':
+        resume_newest(cfg)
+    elif args.resume:
+        cfg.resume, cfg.load_from = True, args.resume
+    runner = build_runner(cfg)
+    count_accumulation(runner)
+    runner.train()
 
 
 if __name__ == '__main__':

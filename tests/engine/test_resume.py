@@ -17,13 +17,14 @@ from torch.utils.data import DataLoader
 
 from deit_detr.checkpoints import safe_loading
 from deit_detr.command_line import run_cli
+from deit_detr.engine.resume.choice import resume_newest
 from deit_detr.engine.resume.preemption import PreemptionHook
 from deit_detr.engine.resume.train_loop import seeded_loader
 from deit_detr.errors import UserError
 from tests.helpers.checkpoint_reads import count_reads
 from tests.helpers.interruptions import InterruptHook
 from tests.helpers.paths import REPO
-from tests.helpers.tiny_training import assert_same_training, read_log, tiny_config, train, turn_half
+from tests.helpers.tiny_training import assert_same_training, differences, read_log, tiny_config, train, turn_half
 
 LAST = 'epoch_2.pth'
 
@@ -175,7 +176,135 @@ def test_changed_config_is_named(started):
     train(tiny_config(started, options, resume=str(started / 'epoch_1.pth')))
     log = read_log(started)
     assert 'optim_wrapper: + ' in log and 'lr=0.5' in log and 'train_cfg: - ' in log
+    assert 'optim_wrapper.optimizer: lr stays 0.0004, the config has 0.5' in log
     assert 'model: ' not in log.split('the config is not the one')[1].split(' - mmengine - ')[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('workers', [0, 1])
+def test_preempted_training_is_the_same_across_a_switch_of_the_pipeline(workers, uninterrupted, tmp_path):
+    options = {'train_dataloader.num_workers': workers, 'train_dataloader.persistent_workers': workers > 0}
+
+    def config(name: str, resume: bool = False):
+        cfg = tiny_config(tmp_path / name, options, resume)
+        stage2 = [step for step in cfg.train_dataloader.dataset.pipeline if 'Flip' not in step.type]
+        stage2[[step.type for step in stage2].index('PackDetInputs')].meta_keys = ('img_path', 'img_shape')
+        stage2.insert(-1, dict(type='Resize', scale=(64, 64)))
+        cfg.custom_hooks.append(dict(type='PipelineSwitchHook', switch_epoch=1, switch_pipeline=stage2))
+        return cfg
+
+    whole = train(config('whole'))
+    assert whole.images == uninterrupted[1].images and whole.losses[:4] == uninterrupted[1].losses[:4]
+    assert not set(whole.losses[4:]) & set(uninterrupted[1].losses[4:]), 'the second epoch has the other pipeline'
+    first = train(config('work'), InterruptHook(step=6, number='SIGTERM'))
+    second = train(config('work', resume=True))
+    assert first.losses + second.losses == whole.losses
+    assert_same_training(tmp_path / 'whole' / LAST, tmp_path / 'work' / LAST)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_hooks_have_the_data_set_and_the_loader_of_mmengine(workers):
+    dataset = Sizes()
+    plain = DataLoader(
+        dataset, sampler=DefaultSampler(dataset, shuffle=False), batch_size=2, num_workers=workers, collate_fn=list)
+    loader = seeded_loader(plain)
+    list(loader)
+    assert loader.dataset is dataset and isinstance(loader, DataLoader)
+    changed = [name for name, value in vars(plain).items() if vars(loader)[name] is not value]
+    assert changed == ['batch_sampler'] and len(loader) == len(plain)
+    loader.dataset.offset = 100  # as a hook that changes the augmentation between two epochs
+    assert [row[0] for batch in loader for row in batch] == list(range(100, 123))
+
+
+#: The data of TINY without an evaluation, one epoch.
+SHORT = {'train_cfg.max_epochs': 1, 'val_cfg': None, 'val_dataloader': None, 'val_evaluator': None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('hook', ['SafeCheckpointHook', 'CheckpointHook'])
+def test_first_start_loads_and_later_ones_resume(hook, uninterrupted, tmp_path):
+    start = uninterrupted[0] / 'epoch_1.pth'
+
+    def config(name: str, epochs: int, resume: bool):
+        cfg = tiny_config(
+            tmp_path / name,
+            {**SHORT, 'train_cfg.max_epochs': epochs, 'default_hooks.checkpoint': dict(type=hook, interval=1),
+             'default_hooks.checkpoint._delete_': True})
+        cfg.load_from = str(start)
+        if resume:
+            resume_newest(cfg)
+        return cfg
+
+    plain = train(config('plain', 2, False))
+    first = train(config('work', 1, True))
+    safe = hook == 'SafeCheckpointHook'
+    assert (f'no checkpoint to resume, the training starts with the weights of load_from={start}' in read_log(
+        tmp_path / 'work')) == safe
+    second = train(config('work', 2, True))
+    assert first.losses == plain.losses[:4] != uninterrupted[1].losses[:4]
+    assert len(second.losses) == 4
+    if safe:
+        assert second.losses == plain.losses[4:]
+        assert f'work/epoch_1.pth: the training continues; load_from={start} was for its first' in read_log(
+            tmp_path / 'work')
+
+
+@pytest.mark.slow
+def test_train_py_keeps_load_from_for_the_first_start(uninterrupted, tmp_path, run):
+    tiny_config(tmp_path / 'work', SHORT).dump(tmp_path / 'short.py')
+    start = uninterrupted[0] / 'epoch_1.pth'
+    for words in (f'Load checkpoint from {start}', 'work/epoch_1.pth: the training continues; load_from='):
+        assert words in run(
+            sys.executable, REPO / 'tools/train.py', tmp_path / 'short.py', '--work-dir', tmp_path / 'work',
+            '--resume', '--cfg-options', f'load_from={start}', OMP_NUM_THREADS=1)
+
+
+@pytest.mark.parametrize('files, last', [([], '--amp'), (['last_checkpoint'], '--resume'),
+                                         (['preempted_iter_3.pth'], '--resume')])
+def test_slurm_names_the_first_checkpoint_again_until_there_is_another(files, last, run, tmp_path):
+    (tmp_path / 'srun').write_text('#!/bin/sh\necho "last: $(eval echo \\${$#})"\n')
+    (tmp_path / 'srun').chmod(0o755)
+    (tmp_path / 'work').mkdir()
+    for name in files:
+        (tmp_path / 'work' / name).touch()
+    output = run(
+        'bash', REPO / 'tools/slurm_train.sh', 'gpu', 'job', 'config.py', tmp_path / 'work', '--resume', 'other.pth',
+        '--amp', PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}', SLURM_RESTART_COUNT=1)
+    assert f'last: {last}' in output
+
+
+#: Another rate, decay and schedule; the warm-up counts steps, the milestones epochs.
+CHANGED = {
+    'optim_wrapper.optimizer.lr': 1e-3, 'optim_wrapper.optimizer.weight_decay': 0.5,
+    'param_scheduler.0.end': 6, 'param_scheduler.1.milestones': [1]}
+
+
+@pytest.mark.slow
+def test_settings_of_the_config_are_applied_on_demand(uninterrupted, tmp_path):
+    take = {'default_hooks.checkpoint.resume_hyperparameters': False}
+    train(tiny_config(tmp_path / 'work'), InterruptHook(step=6, number='SIGTERM'))
+    shutil.copytree(tmp_path / 'work', tmp_path / 'same')
+    shutil.copytree(tmp_path / 'work', tmp_path / 'kept')
+
+    train(tiny_config(tmp_path / 'same', take, resume=True))
+    assert_same_training(uninterrupted[0] / LAST, tmp_path / 'same' / LAST)
+
+    train(tiny_config(tmp_path / 'kept', CHANGED, resume=True))
+    words = read_log(tmp_path / 'kept')
+    for field, name, old, new in (
+            ('optim_wrapper.optimizer', 'lr', 0.0004, 0.001), ('optim_wrapper.optimizer', 'weight_decay', 0.0001, 0.5),
+            ('param_scheduler.0', 'end', 50, 6), ('param_scheduler.1', 'milestones', [12], [1])):
+        line = f'{field}: {name} stays {old}, the config has {new}'
+        assert words.index(line) < words.index('Epoch(train)')
+
+    log = train(tiny_config(tmp_path / 'work', CHANGED | take, resume=True))
+    assert 'stays' not in read_log(tmp_path / 'work')
+    train(tiny_config(tmp_path / 'whole', CHANGED))
+    changed, whole = (torch.load(tmp_path / name / LAST, weights_only=True) for name in ('work', 'whole'))
+    assert len(log.losses) == 2 and not differences(changed['param_schedulers'], whole['param_schedulers'])
+    for part in ('param_groups', 'base_param_settings'):
+        assert not differences(changed['optimizer'][part], whole['optimizer'][part])
+    assert {int(state['step']) for state in changed['optimizer']['state'].values()} == {8}, 'the moments are kept'
 
 
 class Sizes(torch.utils.data.Dataset):
@@ -187,8 +316,10 @@ class Sizes(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return 23
 
+    offset = 0
+
     def __getitem__(self, index: int) -> tuple:
-        return index, random.random(), torch.rand(1).item()
+        return index + self.offset, random.random(), torch.rand(1).item()
 
 
 @pytest.mark.parametrize('workers', [0, 2])

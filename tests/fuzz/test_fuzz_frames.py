@@ -74,6 +74,20 @@ def test_files_of_any_kind(tmp_path, color, instance, label, with_mask):
 
 
 @cases(100)
+@given(ANY_FILE, st.sampled_from(['.jpeg', '.JPG', '.png', '.PNG']))
+@example(image_file('RGB', (24, 18), 'PNG', orientation=6), '.png')
+@example(png_header(60000, 60000, 8), '.png')
+def test_colour_images_of_any_suffix(tmp_path, color, suffix):
+    write_scene(tmp_path / 'frames', SCENE, '000000', color=color, instance=GOOD_PNG)
+    path = tmp_path / 'frames' / SCENE / 'color/000000.jpg'
+    path.rename(path.with_suffix(suffix))
+    write_scene(tmp_path / 'frames', SCENE, '000100', color=GOOD_JPEG, instance=GOOD_PNG)
+    refused, content = run(tmp_path)
+    path.with_suffix(suffix).unlink()
+    assert not refused and content['images'][-1]['file_name'].endswith('000100.jpg'), 'the frame beside it is kept'
+
+
+@cases(100)
 @given(st.lists(st.integers(0, 65535), min_size=12, max_size=12), st.sampled_from(['L', 'P', 'RGB', 'LA', '1', 'I;16']))
 @example([5] * 12, 'RGB')
 def test_labels_of_any_mode(tmp_path, ids, mode):

@@ -79,6 +79,14 @@ def test_video_keeps_length_and_speed(demo, tmp_path):
         demo('demo/clip.avi.mp4')
 
 
+@pytest.mark.parametrize('fps, written', [
+    (119.8825, 119.88), (240.0344, 240.03), (999.99993, 1000), (23.976023976, 23.976), (65.5351, 65.54)])
+def test_odd_rates(tmp_path, fps, written):
+    """Those of phones' slow motion: the time base of MPEG-4 ends at 65535."""
+    assert write_video(tmp_path / 'slow.mp4', [np.zeros((48, 64, 3), np.uint8)] * 3, fps) == 3
+    assert VideoFrames(tmp_path / 'slow.mp4').fps == pytest.approx(written)
+
+
 def test_folder_of_pictures(demo, mini_frames, tmp_path, capsys):
     (tmp_path / 'in').mkdir()
     frame = Image.open(next(mini_frames.glob('*/color/*.jpg')))
@@ -94,9 +102,23 @@ def test_folder_of_pictures(demo, mini_frames, tmp_path, capsys):
     assert (tmp_path / 'in/a.png').read_bytes() == before
 
 
+def test_folders_of_pictures(demo, mini_frames, tmp_path):
+    """One picture an image for any layout; of scenes, the frames without ``color``."""
+    frame = next(mini_frames.glob('*/color/*.jpg'))
+    for name in ('0.jpg', 'day1/0.jpg', 'day2/0.jpg', 's1/color/0.jpg', 's1/depth/0.jpg', 'demo/old.jpg'):
+        (tmp_path / 'in' / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(frame, tmp_path / 'in' / name)
+    (tmp_path / 'in/day2/up').symlink_to(tmp_path / 'in')
+    demo('in', '--out-dir', 'in/demo', '--score-thr', 1)
+    drawn = {str(path.relative_to(tmp_path / 'in/demo')) for path in (tmp_path / 'in/demo').rglob('*.*')}
+    assert drawn == {'0.jpg', 'day1/0.jpg', 'day2/0.jpg', 's1/0.jpg', 'old.jpg'}
+    demo('in/s1/color/0.jpg')
+    assert [path.name for path in (tmp_path / 'demo').iterdir()] == ['0.jpg']
+
+
 @pytest.mark.parametrize('name, message', [
     ('nowhere.jpg', 'nowhere.jpg: no such file or folder'),
-    ('empty', 'empty: has no pictures and no color'),
+    ('empty', 'empty: has no pictures, and none in color'),
     ('broken.jpg', 'broken.jpg: cannot be read as an image'),
     ('broken.mp4', 'broken.mp4: neither an image nor a video'),
 ])

@@ -93,6 +93,22 @@ def test_pil_modes(detector, mode):
     assert np.array_equal(detector.read(grey), np.repeat(grey[..., None], 3, 2))
 
 
+@pytest.mark.parametrize('kind, mode', [
+    *((kind, mode) for kind in ('PNG', 'TIFF', 'WEBP', 'GIF') for mode in ('RGBA', 'LA')), ('TIFF', 'PA')])
+def test_transparency_is_dropped(detector, tmp_path, kind, mode):
+    """Colours are those of the file whatever the alpha, from a path as from a PIL image."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 4), dtype=np.uint8)
+    if kind == 'GIF':  # has 256 colours
+        pixels = pixels // 128 * 255
+    image, path = Image.fromarray(pixels), tmp_path / 'a.picture'
+    image.convert('RGBA' if mode == 'RGBA' else 'LA').convert(mode).save(path, kind, **(
+        dict(lossless=True, exact=True) if kind == 'WEBP' else {}))
+    with Image.open(path) as opened:
+        assert np.array_equal(detector.read(path), detector.read(opened))
+        if kind in ('PNG', 'TIFF') and mode == 'RGBA':
+            assert np.array_equal(detector.read(path), pixels[..., 2::-1])
+
+
 def test_truncated_pil_image(detector, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / 'a.png')
     (tmp_path / 'b.png').write_bytes((tmp_path / 'a.png').read_bytes()[:2000])

@@ -7,8 +7,13 @@ from pathlib import Path
 
 import mmdet
 import pytest
+import torch
+from mmdet.models import ResNet
+from mmdet.registry import MODELS, PARAM_SCHEDULERS
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 
+from deit_detr.engine.start.trial_step import check_weights
 from deit_detr.errors import UserError
 from deit_detr.migration.config_2x import convert_config_2x
 from deit_detr.migration.config_text import config_text
@@ -194,7 +199,7 @@ data = dict(samples_per_gpu=4, workers_per_gpu=0, train=dict(filter_empty_gt=Fal
     assert by_hand == []
     assert converted.optim_wrapper.type == 'AmpOptimWrapper' and converted.optim_wrapper.loss_scale == 512
     assert converted.param_scheduler == [
-        dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
+        dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=501),
         dict(type='StepLR', begin=0, end=50, by_epoch=True, step_size=40, gamma=0.5)]
     assert converted.train_cfg == dict(type='ResumableTrainLoop', max_epochs=50, val_interval=5)
     assert converted.default_hooks.checkpoint == dict(
@@ -208,6 +213,67 @@ data = dict(samples_per_gpu=4, workers_per_gpu=0, train=dict(filter_empty_gt=Fal
     assert (loader.batch_size, loader.num_workers, loader.persistent_workers) == (4, 0, False)
     assert not loader.dataset.filter_cfg.filter_empty_gt
     assert converted.val_dataloader.batch_size == 1
+
+
+def rates_2x(kind: str, iters: int, ratio: float, epochs: int, length: int, step: int) -> list[float]:
+    """The rate of each iteration by the formulas of mmcv 1.7's ``LrUpdaterHook``, for a base rate of 1."""
+    rates = []
+    for now in range(epochs * length):
+        regular = 0.1 ** (now // length >= step)
+        factor = {
+            'constant': ratio,
+            'linear': 1 - (1 - now / iters) * (1 - ratio),
+            'exp': ratio ** (1 - now / iters)}[kind]
+        rates.append(regular * (factor if now < iters else 1))
+    return rates
+
+
+@pytest.mark.parametrize('iters', [1, 5, 9])
+@pytest.mark.parametrize('kind', ['linear', 'constant', 'exp'])
+def test_warm_up_has_the_rates_of_2x(tmp_path, kind, iters):
+    """Also if it lasts until after the first decay."""
+    epochs, length, step = 4, 4, 2
+    converted, by_hand = convert(child(tmp_path, f'''
+lr_config = dict(policy='step', step=[{step}], warmup='{kind}', warmup_iters={iters}, warmup_ratio=0.1,
+                 warmup_by_epoch=False)
+runner = dict(max_epochs={epochs})'''))
+    assert by_hand == []
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedulers = [
+        PARAM_SCHEDULERS.build(dict(cfg), default_args=dict(optimizer=optimizer)) for cfg in converted.param_scheduler]
+    rates = []
+    for now in range(1, epochs * length + 1):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        for scheduler in schedulers:
+            if not scheduler.by_epoch or now % length == 0:
+                scheduler.step()
+    assert rates == pytest.approx(rates_2x(kind, iters, 0.1, epochs, length, step))
+
+
+@pytest.mark.parametrize('kind', ['linear', 'constant', 'exp'])
+def test_warm_up_by_epochs_is_listed(tmp_path, kind):
+    """It takes as many iterations as the data makes of its epochs."""
+    converted, by_hand = convert(child(
+        tmp_path, f"lr_config = dict(warmup='{kind}', warmup_iters=1, warmup_ratio=0.1, warmup_by_epoch=True)"))
+    assert [item.partition(' = ')[0] for item in by_hand] == [
+        f'lr_config.{name}' for name in ('warmup', 'warmup_iters', 'warmup_ratio', 'warmup_by_epoch')]
+    assert [scheduler.type for scheduler in converted.param_scheduler] == ['MultiStepLR']
+
+
+@pytest.mark.parametrize('init_cfg', [
+    'None', "[dict(type='Kaiming', layer='Conv2d'), dict(type='Pretrained', checkpoint='resnet.pth')]"])
+def test_initializers_may_be_none_or_a_list(tmp_path, init_cfg):
+    """What the converted config builds is checked as any other model; mmdet's ResNet makes a list of None."""
+    torch.save(ResNet(18).state_dict(), tmp_path / 'resnet.pth')
+    init_cfg = init_cfg.replace('resnet.pth', str(tmp_path / 'resnet.pth'))
+    converted, by_hand = convert(child(tmp_path, f'model = dict(backbone=dict(depth=18, init_cfg={init_cfg}))'))
+    assert by_hand == []
+    init_default_scope('mmdet')
+    model = MODELS.build(converted.model)
+    status, message = check_weights(model)
+    assert (status, message) == (
+        ('ok', 'the checkpoint of backbone fits') if 'Pretrained' in init_cfg else ('warn', message))
 
 
 @pytest.mark.parametrize('text, message', [

@@ -67,8 +67,16 @@ def test_oddities_by_hand(odd_data):
     assert [[names[kind] for kind in split.image_kinds[twice + place]] for place in (1, 2, 3)] == [
         ['no box'], ['no picture'], ['other size']]
     counts = {name: split.count(kind) for kind, name in enumerate(ODDITIES)}
-    assert counts == {'no box': 1, 'no picture': 1, 'other size': 1, 'empty': 1, 'tiny': 2, 'thin': 2, 'outside': 4,
-                      'whole image': 2, 'twice': 2}
+    assert counts == {'no box': 1, 'no picture': 1, 'other size': 1, 'depth': 0, 'empty': 1, 'tiny': 2, 'thin': 2,
+                      'outside': 4, 'whole image': 2, 'area 0': 0, 'ignore': 0, 'twice': 2}
+
+
+def test_boxes_that_training_leaves_out_are_named(odd_data, tmp_path):
+    content = json.loads(odd_data.read_text())
+    content['annotations'][1]['area'] = content['annotations'][2]['area'] = 0
+    content['annotations'][4]['ignore'] = 1
+    odd_data.write_text(json.dumps(content))
+    assert '; area 0: 2; ignore: 1; ' in make_data_page([odd_data], tmp_path / 'browse.html')
 
 
 def test_page_in_a_browser(odd_data, browser, tmp_path):  # noqa: F811

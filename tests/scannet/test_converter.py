@@ -1,8 +1,10 @@
 """The converter against hand-made frames, a slow reference, real photographs, and every kind of bad input."""
 
 import json
+import re
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -17,51 +19,14 @@ from pycocotools.coco import COCO
 from deit_detr.errors import UserError
 from deit_detr.scannet.classes import scannet_metainfo
 from deit_detr.scannet.converter import convert
-from deit_detr.scannet.frames import SCALED_NOTE, UNCHECKED_NOTE, find_segments
+from deit_detr.scannet.frames import COMBINE_HINT, SCALED_NOTE, UNCHECKED_NOTE, find_segments
 from tests.helpers.fork_server import start
 from tests.helpers.paths import REPO
-
-SPLITS_DIR = REPO / 'data' / 'splits'
-SCENE = 'scene0000_00'  # of the train split
-SIZE = (24, 18)
-
-
-def instance_map(**regions) -> np.ndarray:
-    """A map of void with rectangles: ``v3001=(x, y, width, height)``."""
-    result = np.zeros(SIZE[::-1], np.uint16)
-    for name, (x, y, width, height) in regions.items():
-        result[y : y + height, x : x + width] = int(name[1:])
-    return result
-
-
-def write_frame(root: Path, ids: np.ndarray, scene=SCENE, name='000000', jpeg_size=None, label='right') -> None:
-    for folder in ('color', 'instance', 'label'):
-        (root / scene / folder).mkdir(parents=True, exist_ok=True)
-    Image.new('RGB', jpeg_size or ids.shape[::-1]).save(root / scene / 'color' / f'{name}.jpg')
-    Image.fromarray(ids).save(root / scene / 'instance' / f'{name}.png')
-    if isinstance(label, str):
-        label = np.where(ids < 1000, ids, ids // 1000)
-    if label is not None:
-        Image.fromarray(label.astype(np.uint8)).save(root / scene / 'label' / f'{name}.png')
-
-
-def run(root: Path, **options):
-    """Convert the train split in this process; returns the file's content and the summary."""
-    options = dict(splits=('train',), workers=1) | options
-    (summary,) = convert(root, root.parent / 'out', SPLITS_DIR, **options)
-    return json.loads(summary.json_path.read_text()), summary
+from tests.helpers.scannet_frames import SCENE, SIZE, SPLITS_DIR, instance_map, run, write_frame
 
 
 def boxes_of(coco: dict) -> list[tuple]:
     return [(a['category_id'], *a['bbox'], a['area']) for a in coco['annotations']]
-
-
-@pytest.fixture
-def root(tmp_path) -> Path:
-    """A scene with one good frame: a chair."""
-    root = tmp_path / 'frames'
-    write_frame(root, instance_map(v5001=(2, 3, 4, 5)))
-    return root
 
 
 def reference_segments(ids: np.ndarray) -> list[tuple]:
@@ -170,63 +135,6 @@ def test_photographs(indoor_photos, tmp_path):
         assert again.json_path.read_bytes() == (tmp_path / 'two' / again.json_path.name).read_bytes()
 
 
-def cut(path: Path, keep: float) -> None:
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
-
-
-def flip_pixel_data(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[data.index(b'IDAT') + 8] ^= 1
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize(
-    ('kind', 'file', 'damage'),
-    [
-        ('no-jpeg', 'color/000000.jpg', Path.unlink),
-        ('bad-jpeg', 'color/000000.jpg', lambda path: cut(path, 0.95)),
-        ('bad-jpeg', 'color/000000.jpg', lambda path: cut(path, 0.1)),
-        ('bad-jpeg', 'color/000000.jpg', lambda path: cut(path, 0)),
-        ('bad-jpeg', 'color/000000.jpg', lambda path: Image.new('RGB', SIZE).save(path, 'PNG')),
-        ('no-png', 'instance/000000.png', Path.unlink),
-        ('bad-png', 'instance/000000.png', lambda path: cut(path, 0.7)),
-        ('bad-png', 'instance/000000.png', lambda path: path.write_bytes(path.read_bytes()[:-12])),
-        ('bad-png', 'instance/000000.png', lambda path: cut(path, 0)),
-        ('bad-png', 'instance/000000.png', flip_pixel_data),
-        ('not-16-bit', 'instance/000000.png', lambda path: Image.new('L', SIZE, 1).save(path)),
-        ('not-16-bit', 'instance/000000.png', lambda path: Image.new('RGB', SIZE).save(path)),
-    ])
-def test_bad_frame_is_listed_and_skipped(root, kind, file, damage):
-    write_frame(root, instance_map(v5001=(0, 0, 2, 2)), name='000100')
-    good = (root / SCENE / file).read_bytes()
-    damage(root / SCENE / file)
-
-    coco, summary = run(root)
-    # The image keeps the id that it has without the bad frame before it; annotations count on.
-    assert [image['id'] for image in coco['images']] == [2]
-    assert [(a['id'], a['image_id']) for a in coco['annotations']] == [(1, 2)]
-    assert f'1 problems ({kind} 1)' in str(summary)
-    report = summary.report_path.read_text().splitlines()
-    assert len(report) == 1 and report[0].split('\t')[:2] == [kind, str(root / SCENE / file)]
-
-    before = summary.json_path.read_bytes()
-    with pytest.raises(UserError, match=file):
-        run(root, strict=True)
-    assert summary.json_path.read_bytes() == before
-    left = sorted(path.name for path in summary.json_path.parent.iterdir())
-    assert left == ['scannet_objdet_train.json', 'scannet_objdet_train_problems.txt', 'train']
-
-    (root / SCENE / file).write_bytes(good)
-    coco, summary = run(root, strict=True)
-    assert len(coco['images']) == 2 and not summary.report_path.exists()
-
-
-def test_jpeg_with_zero_padding_is_complete(root):
-    path = root / SCENE / 'color/000000.jpg'
-    path.write_bytes(path.read_bytes() + bytes(100))
-    assert run(root)[1].problems == []
-
-
 def test_void_written_as_wall_is_left_out(tmp_path):
     root = tmp_path / 'frames'
     ids = instance_map(v1=(0, 0, 24, 18), v5001=(2, 3, 4, 5))
@@ -300,6 +208,7 @@ def test_scene_without_frames(root):
         (['other'], 'no scene of the train split'),
         ([f'{SCENE}/color'], f'{SCENE}: no frames in any scene'),
         ([f'scans/{SCENE}'], 'scans: this is a raw ScanNetV2 export'),
+        ([f'scans/{SCENE}/instance'], 'frames: no scene of the train split'),
         ([f'{SCENE}/color', f'{SCENE}/label-filt'], 'label-filt: this is a raw ScanNetV2 export'),
         ([f'{SCENE}/{SCENE}.sens'], r'\.sens: this is a raw ScanNetV2 export'),
     ])
@@ -371,3 +280,16 @@ def test_command_line(root):
     assert failed.returncode == 2 and failed.stdout == ''
     assert failed.stderr.splitlines()[-1].startswith('error: missing: no such folder')
     assert 'Traceback' not in failed.stderr
+
+
+def test_advice_for_raw_ids_lets_the_last_row_win(tmp_path, monkeypatch):
+    """Some ids of scannetv2-labels.combined.tsv have two NYU40 ids; these are all the rows of three of them."""
+    rows = ['107\tpipe\t40', '188\tshower door\t8', '107\tpipes\t38', '385\tcabinet door\t8',
+            '385\tcabinet doors\t3', '188\tshower doors\t38', '5\tchair\t5']
+    (tmp_path / 'scannetv2-labels.combined.tsv').write_text('\n'.join(['id\traw_category\tnyu40id', *rows]) + '\n')
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    advice = re.search(r'```python\n( +import csv\n.*?)```', (REPO / 'docs/data.md').read_text(), re.DOTALL)
+    exec(textwrap.dedent(advice[1]), names)
+    assert names['nyu40'] == {107: 38, 188: 38, 385: 3, 5: 5}
+    assert 'the last one counts' in COMBINE_HINT and '107 and 188 become 38, 385 becomes 3' in COMBINE_HINT

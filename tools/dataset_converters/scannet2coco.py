@@ -16,7 +16,9 @@ from deit_detr.scannet.converter import convert
 SPLITS_DIR = Path(__file__).resolve().parents[2] / 'data' / 'splits'
 
 EPILOG = """\
-A frame that cannot be used (JPEG or PNG missing, truncated or damaged, an 8-bit instance map) is counted, listed in
+Colour frames are .jpg, .jpeg or .png, in any case; if a frame has several, the first kind in this order is read.
+
+A frame that cannot be used (image missing, truncated or damaged, an 8-bit instance map) is counted, listed in
 DIR/scannet_objdet_SPLIT_problems.txt and skipped. A JPEG is checked by its header and its end marker; a PNG is decoded
 and its checksums are verified.
 

@@ -156,7 +156,7 @@ def show(detector: OnnxDetector, paths: list, score_thr: float, out_dir: Path) -
 def write_coco_results(detector: OnnxDetector, root: Path, ann_file: Path, out: Path) -> None:
     """Detect objects in each image of an annotation file, and write a COCO results file."""
     try:
-        annotations = json.loads(ann_file.read_text(encoding='utf-8'))
+        annotations = json.loads(ann_file.read_text(encoding='utf-8-sig'))
         ids = {category['name']: category['id'] for category in annotations['categories']}
         images = [(image['id'], root / image['file_name']) for image in annotations['images']]
     except (OSError, ValueError, KeyError, TypeError) as error:

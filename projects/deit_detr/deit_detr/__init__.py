@@ -2,7 +2,8 @@
 
 ``import deit_detr`` changes what follows in the same process:
 
-- mmengine's and mmdet's registries get this project's data sets, detectors, hooks, loops and metrics;
+- mmengine's and mmdet's registries get this project's data sets, detectors, hooks, loops and metrics; ``CocoMetric``
+  becomes mmdet's with the AP of the images that were evaluated (:mod:`~deit_detr.evaluation.coco_metric`);
 - ``mmpretrain.models`` can be imported beside every version of transformers
   (:func:`~deit_detr.models.vision_transformers.load_vision_transformers`);
 - a compiled mmcv without CUDA gets operators for GPUs (``mmcv_ops.complete``);
@@ -14,12 +15,21 @@
 - ``s3://``, ``gs://`` and ``az://`` paths go through fsspec (:mod:`~deit_detr.datasets.object_storage`);
 - OpenMP's threads sleep soon when they wait, and PyTorch computes with no more threads than there are free cores
   (:mod:`~deit_detr.threads`), unless the environment sets either;
-- a package that cannot be imported is named in a sentence (:mod:`~deit_detr.import_errors`).
+- a package that cannot be imported is named in a sentence (:mod:`~deit_detr.import_errors`);
+- variables that the recipes read, set to nothing as docker-compose does, count as unset.
 """
+
+import os
 
 from deit_detr.import_errors import named_packages
 from deit_detr.threads import bound_waiting, fit_threads
 from deit_detr.versions import VERSION as __version__  # noqa: F401
+
+#: The variables that the recipes and converted configs read. mmengine stops at an empty one.
+RECIPE_VARIABLES = ('DEIT_CHECKPOINT', 'MMDET_DATASETS', 'MINI_SCANNET_ROOT', 'SCANNET18_ROOT', 'COCO_ROOT')
+for _name in RECIPE_VARIABLES:
+    if os.environ.get(_name) == '':
+        del os.environ[_name]
 
 _load = bound_waiting()  # before torch is imported
 with named_packages():

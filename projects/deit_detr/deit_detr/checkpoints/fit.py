@@ -1,5 +1,6 @@
 """Check that a checkpoint belongs to a model and its classes, with the same messages wherever one is loaded."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +22,100 @@ def load_weights(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
     state_dict = find_state_dict(checkpoint, path)
     try:
         model.load_state_dict(state_dict)
-    except (RuntimeError, AssertionError) as error:  # hooks that resize position embeddings assert
-        check_fit(model.state_dict(), state_dict, path)
+    except Exception as error:  # modules that change their tensors before loading may raise anything
+        check_load(model, state_dict, path)
         raise UserError(f'{path}: does not fit the model: {error}. {ITS_CONFIG}') from None
+
+
+def describe_start(model: nn.Module, checkpoint: dict, path: str | Path) -> tuple[str, str]:
+    """Describe what a training gets from the checkpoint that it starts from, which may be a part of the model.
+
+    Args:
+        model: The unwrapped model. Not changed.
+        checkpoint: The content of the file. Afterwards its tensors lie under ``state_dict``, where mmengine reads them.
+        path: The file, for the messages.
+
+    Returns:
+        tuple[str, str]: How much of the model it gives, and what differs, or ''.
+
+    Raises:
+        UserError: If it gives nothing.
+    """
+    own, saved = model.state_dict(), find_state_dict(checkpoint, path)
+    checkpoint.setdefault('state_dict', saved)
+    saved = check_load(
+        model, saved, path, least=1 / len(own),
+        remedy='Nothing would be loaded: load_from needs a checkpoint of this model or of a part of it')
+    fitting, differences = _compare(own, saved)
+    advice = ['The rest of the model keeps its initialization', _other_layout(own, saved, needed=fitting + 1)]
+    return (
+        f'{path}: {fitting} of {len(own)} tensors of the model are loaded',
+        '. '.join(filter(None, ['; '.join(differences), *(advice if fitting < len(own) else [])])))
+
+
+def check_load(
+    model: nn.Module, saved: dict[str, Tensor], path: str | Path, *, part: str = 'the model', prefix: str = '',
+    least: float = 1, remedy: str = ITS_CONFIG,
+) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint as a model loads them, after checking that they fit.
+
+    Args:
+        model: The model, or the part of it that is loaded. Not changed.
+        saved: State dict of the checkpoint.
+        path: As for :func:`check_fit`.
+        part: As for :func:`check_fit`.
+        prefix: As for :func:`check_fit`.
+        least: As for :func:`check_fit`.
+        remedy: As for :func:`check_fit`.
+
+    Raises:
+        UserError: If they do not fit.
+    """
+    own, options = model.state_dict(), dict(part=part, prefix=prefix, remedy=remedy)
+    check_fit(own, saved, path, least=min(least, 0.5), **options)  # says more of another architecture
+    saved = _as_loaded(model, saved, path, part, prefix)
+    check_fit(own, saved, path, least=least, **options)
+    return saved
+
+
+def _as_loaded(
+    model: nn.Module, saved: dict[str, Tensor], path: str | Path, part: str, prefix: str,
+) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint as the modules change them before loading.
+
+    mmpretrain's vision transformers drop the class token of a position embedding, or resize it.
+
+    Raises:
+        UserError: If a module refuses its tensors. For a position embedding of another image size, the message names
+            the field and its value.
+    """
+    saved = dict(saved)
+    for name, module in model.named_modules():
+        before = f'{prefix}{name}.' if name else prefix
+        for hook in module._load_state_dict_pre_hooks.values():
+            try:
+                hook(saved, before, {}, True, [], [], [])
+            except Exception as error:
+                field = '.'.join(filter(None, [part.replace('the model', 'model'), name]))
+                reason = _other_image_size(module, saved.get(f'{before}pos_embed'), field)
+                raise UserError(f'{path}: does not fit {part}: {reason or error}') from None
+    return saved
+
+
+def _other_image_size(module: nn.Module, embedding: Tensor | None, field: str) -> str | None:
+    """Return what to set if the position embedding of a checkpoint is for square images of another size."""
+    patches = getattr(getattr(module, 'patch_embed', None), 'init_out_size', None)
+    own = getattr(module, 'img_size', None)
+    if embedding is None or embedding.ndim != 3 or patches is None or own is None:
+        return None
+    side = math.isqrt(embedding.shape[1])
+    size = side * own[0] // patches[0]
+    if embedding.shape[1] - side**2 > 2 or (size, size) == tuple(own):  # besides the tokens of class and distillation
+        return None
+    return (
+        f'its position embedding is for images of {size}x{size}, but {field}.img_size is {own[0]}x{own[1]}, and '
+        f'{type(module).__name__} cannot resize it. Set {field}.img_size={size}; this does not limit the size of the '
+        'images, for which it is interpolated at every step')
 
 
 def check_fit(
@@ -45,23 +137,34 @@ def check_fit(
         UserError: If they differ. The message names the file, the first tensors of each kind of difference, and the
             fix.
     """
-    missing = [prefix + key for key in own if prefix + key not in saved]
+    fitting, differences = _compare(own, saved, part, prefix)
+    needed = least * len(own)
+    if fitting < needed or (differences and least == 1):
+        fix = _other_layout(own, saved, part, prefix, needed=needed) or remedy
+        raise UserError(f'{path}: does not fit {part}: {"; ".join(differences)}. {fix}')
+
+
+def _compare(
+    own: dict[str, Tensor], saved: dict[str, Tensor], part: str = 'the model', prefix: str = '',
+) -> tuple[int, list[str]]:
+    """Return how many tensors agree in name and shape, and a line for each kind of difference."""
+    missing = [
+        prefix + key for key in own if prefix + key not in saved
+        and not key.endswith('num_batches_tracked')]  # old checkpoints of batch norms do not have it
     shapes = [
         f'{prefix}{key} {tuple(saved[prefix + key].shape)} instead of {tuple(own[key].shape)}'
         for key in sorted(own, key=lambda key: 'pos_embed' in key)  # depends on the image size too: named last
         if prefix + key in saved and saved[prefix + key].shape != own[key].shape]
     unexpected = [key for key in saved if not key.startswith(prefix) or key.removeprefix(prefix) not in own]
-    needed = least * len(own)
-    if len(own) - len(missing) - len(shapes) >= needed and not (unexpected and least == 1):
-        return
     kinds = {'missing': missing, 'of another shape': shapes, f'not in {part}': unexpected}
-    lines = [f'{len(names)} tensors are {kind} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
-             for kind, names in kinds.items() if names]
-    fix = _other_layout(own, saved, prefix, needed) or remedy
-    raise UserError(f'{path}: does not fit {part}: {"; ".join(lines)}. {fix}')
+    return len(own) - len(missing) - len(shapes), [
+        f'{len(names)} tensors are {kind} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
+        for kind, names in kinds.items() if names]
 
 
-def _other_layout(own: dict[str, Tensor], saved: dict[str, Tensor], prefix: str, needed: float) -> str | None:
+def _other_layout(
+    own: dict[str, Tensor], saved: dict[str, Tensor], part: str = 'the model', prefix: str = '', *, needed: float,
+) -> str | None:
     """Return the fix if the tensors have another project's names, else None."""
     if any(key.startswith('bbox_head.transformer.') for key in saved):
         return 'It has the layout of mmdet 2.x: convert it with tools/model_converters/mmdet2x_to_3x.py'
@@ -73,7 +176,7 @@ def _other_layout(own: dict[str, Tensor], saved: dict[str, Tensor], prefix: str,
     best, found = prefixes.most_common(1)[0] if prefixes else (prefix, 0)
     if best == prefix or found < needed:
         return None
-    if needed == len(own):
+    if part == 'the model' and not prefix:
         return f'Its names begin with {best!r}: save its state dict again without that'
     return f'init_cfg.prefix has to be {best!r} and is {prefix!r}'
 

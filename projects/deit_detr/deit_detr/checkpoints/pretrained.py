@@ -3,17 +3,17 @@
 from pathlib import Path
 
 import torch
-from mmengine.model import is_model_wrapper
+from mmengine.model import PretrainedInit, is_model_wrapper
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from deit_detr.checkpoints.fit import check_fit
+from deit_detr.checkpoints.fit import check_load
 from deit_detr.checkpoints.safe_loading import find_state_dict, load_checkpoint_file
 from deit_detr.errors import UserError
 
-#: The share of a module's tensors that has to come from its checkpoint. Not 1: the position embedding loses its
-#: class-token slot, and another input size resizes it.
+#: The share of a module's tensors that its checkpoint has to give.
 MIN_LOADED = 0.99
+_NOT_CHECKED = '{}: {} converts {} itself, which is not checked'
 
 
 def read_pretrained(checkpoint: str) -> dict[str, Tensor]:
@@ -43,33 +43,55 @@ def read_pretrained(checkpoint: str) -> dict[str, Tensor]:
             'elsewhere and name the file in init_cfg.checkpoint or, for the recipes here, in DEIT_CHECKPOINT') from None
 
 
-def pretrained_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return name and module of each part of a model that has a ``Pretrained`` initializer."""
+def pretrained_modules(model: nn.Module) -> dict[str, tuple[nn.Module, dict]]:
+    """Return name, module and ``init_cfg`` of each part of a model that has a ``Pretrained`` initializer.
+
+    In a list of initializers, mmengine runs ``Pretrained`` last.
+    """
     model = model.module if is_model_wrapper(model) else model
-    return {name: module for name, module in model.named_modules()
-            if (getattr(module, 'init_cfg', None) or {}).get('type') == 'Pretrained'}
+    found = {}
+    for name, module in model.named_modules():
+        init_cfg = getattr(module, 'init_cfg', None) or []
+        for initializer in [init_cfg] if isinstance(init_cfg, dict) else init_cfg:
+            if initializer.get('type') in ('Pretrained', PretrainedInit):
+                found[name] = module, initializer
+    return found
 
 
-def check_pretrained(model: nn.Module) -> None:
+def check_pretrained(model: nn.Module) -> list[str]:
     """Read the pretrained checkpoints of a model's parts and check that they fit, without loading them.
+
+    Returns:
+        list[str]: For each pretrained part what was found.
 
     Raises:
         UserError: If a checkpoint is missing, damaged, unsafe, or of another layout or architecture.
     """
-    for name, module in pretrained_modules(model).items():
-        _check_part(name, module, read_pretrained(module.init_cfg['checkpoint']))
+    lines = []
+    for name, (module, init_cfg) in pretrained_modules(model).items():
+        if _loads_itself(module):
+            read_pretrained(init_cfg['checkpoint'])
+            lines.append(_NOT_CHECKED.format(name, type(module).__name__, init_cfg['checkpoint']))
+        else:
+            _read_part(name, module, init_cfg)
+            lines.append(f'the checkpoint of {name} fits')
+    return lines
 
 
-def _check_part(name: str, module: nn.Module, source: dict[str, Tensor], min_loaded: float = MIN_LOADED) -> None:
-    check_fit(
-        module.state_dict(), source, module.init_cfg['checkpoint'], part=f'model.{name}', prefix=_prefix(module),
-        least=min_loaded, remedy=f'Set model.{name}.init_cfg to a checkpoint of this architecture')
+def _loads_itself(module: nn.Module) -> bool:
+    """Return whether a module reads its checkpoint itself and renames tensors, as mmdet's Swin and PVT do."""
+    return hasattr(module, 'convert_weights')
 
 
-def _prefix(module: nn.Module) -> str:
-    """Return what precedes the names of a module's tensors in its checkpoint."""
-    prefix = module.init_cfg.get('prefix')
-    return f'{prefix.rstrip(".")}.' if prefix else ''
+def _read_part(
+    name: str, module: nn.Module, init_cfg: dict, min_loaded: float = MIN_LOADED,
+) -> tuple[dict[str, Tensor], str]:
+    """Return what a checkpoint gives a part of a model, and the prefix of its names."""
+    checkpoint, prefix = init_cfg['checkpoint'], init_cfg.get('prefix')
+    prefix = f'{prefix.rstrip(".")}.' if prefix else ''
+    return check_load(
+        module, read_pretrained(checkpoint), checkpoint, part=f'model.{name}', prefix=prefix, least=min_loaded,
+        remedy=f'Set model.{name}.init_cfg to a checkpoint of this architecture'), prefix
 
 
 def compare_loaded(model: nn.Module, min_loaded: float = MIN_LOADED) -> list[str]:
@@ -77,25 +99,30 @@ def compare_loaded(model: nn.Module, min_loaded: float = MIN_LOADED) -> list[str
 
     Args:
         model: The model.
-        min_loaded: The share of a part's tensors, in 0..1, that has to equal its checkpoint's.
+        min_loaded: The share of a part's tensors, in 0..1, that its checkpoint has to give.
 
     Returns:
         list[str]: For each pretrained part how much of it came from where.
 
     Raises:
-        UserError: If less of a part is equal, because the checkpoint does not fit or something changed the part after
-            loading.
+        UserError: If a checkpoint does not fit, or something changed the part after loading.
     """
     lines = []
-    for name, module in pretrained_modules(model).items():
-        checkpoint = module.init_cfg['checkpoint']
-        source = read_pretrained(checkpoint)
-        equal, total = count_loaded_tensors(module, source, _prefix(module))
-        if equal < min_loaded * total:
-            _check_part(name, module, source, min_loaded)
+    for name, (module, init_cfg) in pretrained_modules(model).items():
+        checkpoint = init_cfg['checkpoint']
+        if _loads_itself(module):
+            lines.append(_NOT_CHECKED.format(name, type(module).__name__, checkpoint))
+            continue
+        source, prefix = _read_part(name, module, init_cfg, min_loaded)
+        equal, total = count_loaded_tensors(module, source, prefix)
+        given = sum(
+            prefix + key in source and source[prefix + key].shape == tensor.shape
+            for key, tensor in module.state_dict().items())
+        if equal < given:
             raise UserError(
-                f'{checkpoint}: fits model.{name}, but only {equal} of {total} tensors still equal it after '
-                f'initialization. Something initializes model.{name} again after loading')
+                f'{checkpoint}: fits model.{name}, but {given - equal} of {total} tensors do not equal it after '
+                f'initialization. Something initializes model.{name} again after loading; vision transformers of '
+                "mmpretrain do unless init_cfg is one dict whose type is the string 'Pretrained'")
         lines.append(f'{name}: {equal} of {total} tensors pretrained, from {checkpoint}')
     return lines
 

@@ -1,17 +1,40 @@
 """COCO-format data sets that check their annotation files."""
 
 import logging
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import DATASETS
 from mmdet.visualization.palette import get_palette
 from mmengine.fileio import exists
 from mmengine.logging import print_log
+from pycocotools.coco import COCO as PlainCOCO  # noqa: N811
 
-from deit_detr.datasets.coco_file import read_annotations
+from deit_detr.datasets.coco_file import BOX_FORMAT, FIXES, NO_AREA, reaches_beyond, read_annotations, why_unused
 from deit_detr.errors import UserError
+
+
+class IndexedCoco(COCO):
+    """mmdet's ``COCO`` of annotations that have been read.
+
+    Args:
+        content: The content of a COCO file.
+    """
+
+    def __init__(self, content: dict) -> None:
+        super().__init__()
+        self.dataset = content
+        self.createIndex()
+        self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs  # as COCO(ann_file) sets them
+
+    def loadRes(self, resFile: str | list | np.ndarray) -> PlainCOCO:  # noqa: N802, N803 - as pycocotools
+        """Return an index of detections; pycocotools fails if there is none."""
+        if isinstance(resFile, list) and not resFile:
+            return IndexedCoco(dict(self.dataset, annotations=[]))
+        return super().loadRes(resFile)
 
 
 @DATASETS.register_module()
@@ -48,11 +71,8 @@ class CheckedCocoDataset(CocoDataset):
         """Open an annotation file and check it."""
         content = read_annotations(Path(ann_file), self.ann_file)
         self.check_categories(content['categories'])
-        coco = COCO()
-        coco.dataset = content
-        coco.createIndex()
-        coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs  # as COCO(ann_file) sets them
-        return coco
+        self._check_boxes(content)
+        return IndexedCoco(content)
 
     def check_categories(self, categories: list[dict]) -> None:
         """Raise UserError if the file's categories and the classes of the config differ in names or order."""
@@ -80,25 +100,23 @@ class CheckedCocoDataset(CocoDataset):
             raise UserError(
                 f'{data_list[0]["img_path"]}: no such image. Its path is made of data_root and data_prefix.img of the '
                 f'config and the field "file_name" of {self.ann_file}')
-        self._check_boxes(data_list)
         return data_list
 
-    def _check_boxes(self, data_list: list[dict]) -> None:
-        total = sum(map(len, self.cat_img_map.values()))
-        usable = beyond = 0
-        for info in data_list:
-            usable += len(info['instances'])
-            for instance in info['instances']:
-                _, _, right, bottom = instance['bbox']
-                beyond += right > info['width'] + 1 or bottom > info['height'] + 1
-        unit = 'field "bbox" is [left, top, width, height] in pixels'
-        if total and not usable:
-            raise UserError(f'{self.ann_file}: none of {total} boxes lies in its image with at least one pixel; {unit}')
-        if usable < total:
-            print_log(f'{self.ann_file}: {total - usable} of {total} boxes left out (outside the image, thinner '
-                      'than a pixel, or marked "ignore")', logger='current')
+    def _check_boxes(self, content: dict) -> None:
+        images = {image['id']: image for image in content['images']}
+        rows = [(row, images[row['image_id']]) for row in content.get('annotations', [])]
+        reasons = Counter(why_unused(*row) for row in rows)
+        usable = reasons.pop('', 0)
+        shown = ', '.join(f'{count} {reason}' for reason, count in reasons.most_common())
+        fixes = '; '.join(dict.fromkeys(FIXES[reason] for reason in reasons))
+        if rows and not usable:
+            raise UserError(f'{self.ann_file}: none of {len(rows)} boxes can be used: {shown}; {fixes}')
+        if reasons:
+            print_log(f'{self.ann_file}: {len(rows) - usable} of {len(rows)} boxes left out: {shown}',
+                      logger='current', level=logging.WARNING if NO_AREA in reasons else logging.INFO)
+        beyond = sum(reaches_beyond(*row) and not why_unused(*row) for row in rows)
         if beyond:
-            print_log(f'{self.ann_file}: {beyond} of {total} boxes reach beyond their image; {unit}',
+            print_log(f'{self.ann_file}: {beyond} of {len(rows)} boxes reach beyond their image; {BOX_FORMAT}',
                       logger='current', level=logging.WARNING)
 
     def filter_data(self) -> list[dict]:

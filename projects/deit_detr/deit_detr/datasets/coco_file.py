@@ -47,6 +47,16 @@ FIELDS: dict[str, dict[str, tuple[Callable[[object], bool], str]]] = dict(
         iscrowd=(lambda value: value in (0, 1), '0 or 1')))
 
 
+#: Reasons of :func:`why_unused`, with the fix.
+MARKED, NO_AREA, THIN, OUTSIDE = 'marked "ignore"', 'with "area" 0 or less', 'thinner than a pixel', 'outside the image'
+BOX_FORMAT = 'field "bbox" is [left, top, width, height] in pixels'
+FIXES = {
+    MARKED: 'mmdet leaves out boxes with the field "ignore"',
+    NO_AREA: 'mmdet leaves out boxes without area: set field "area" to width * height',
+    THIN: BOX_FORMAT, OUTSIDE: BOX_FORMAT,
+}
+
+
 def read_annotations(path: Path, name: str | Path) -> dict:
     """Read a COCO detection file and check it.
 
@@ -62,17 +72,33 @@ def read_annotations(path: Path, name: str | Path) -> dict:
     """
     if not path.is_file():
         raise UserError(f'{name}: no such annotation file')
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f'{name}: not a JSON file ({error})') from None
+    content = parse_annotations(path.read_bytes(), name)
     problems = find_problems(content)
     if problems:
         raise UserError(f'{name}: {"; ".join(problems)}')
     return content
 
 
-def find_problems(content: object) -> list[str]:
+def parse_annotations(data: bytes, name: str | Path) -> dict:
+    """Return the content of an annotation file, UTF-8 (with a byte-order mark or without), UTF-16 or UTF-32.
+
+    Args:
+        data: The file.
+        name: Its name in messages.
+
+    Raises:
+        UserError: If it is not a JSON file with an object.
+    """
+    try:
+        content = json.loads(data)  # finds the encoding of bytes
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{name}: not a JSON file ({error})') from None
+    if not isinstance(content, dict):
+        raise UserError(f'{name}: not a COCO file: it holds a {type(content).__name__}, not an object')
+    return content
+
+
+def find_problems(content: dict) -> list[str]:
     """Find what makes a COCO detection file unreadable or ambiguous.
 
     Args:
@@ -81,7 +107,7 @@ def find_problems(content: object) -> list[str]:
     Returns:
         list[str]: A sentence for each kind of problem, with the name of the field.
     """
-    if not isinstance(content, dict) or not {'images', 'categories'} <= set(content):
+    if not {'images', 'categories'} <= set(content):
         return ['not a COCO detection file: fields "images" and "categories" are needed']
     tables = {name: content.get(name, []) for name in FIELDS}
     for name, table in tables.items():
@@ -103,6 +129,11 @@ def find_problems(content: object) -> list[str]:
         twice = [value for value, count in Counter(values).items() if count > 1]
         if twice:
             problems.append(f'ids of {name} have to differ; these do not: {_some(twice)}')
+    names = Counter(row['name'] for row in tables['categories'])
+    if twice := [name for name, count in names.items() if count > 1]:
+        of_twice = {row['id'] for row in tables['categories'] if row['name'] in twice}
+        problems.append(f'names of categories have to differ; {_some(twice)} occurs twice (ids {_some(of_twice)}): '
+                        'rename or merge these categories')
     if 0 in ids['annotations']:
         problems.append('ids of annotations must not be 0: pycocotools interprets 0 as "no match"')
     for field, name in (('category_id', 'categories'), ('image_id', 'images')):
@@ -111,6 +142,25 @@ def find_problems(content: object) -> list[str]:
             problems.append(f'field "{field}" of the annotations has {_some(unknown)}, which is not in {name}: '
                             f'ids there are {_some(ids[name])}')
     return problems
+
+
+def why_unused(annotation: dict, image: dict) -> str:
+    """Return why mmdet leaves a box out of training and out of the ground truth of a data set; '' if it does not."""
+    left, top, width, height = annotation['bbox']
+    right, bottom = min(left + width, image['width']), min(top + height, image['height'])
+    tests = {
+        MARKED: annotation.get('ignore'),
+        THIN: width < 1 or height < 1,
+        OUTSIDE: right <= max(left, 0) or bottom <= max(top, 0),
+        NO_AREA: annotation['area'] <= 0,
+    }
+    return next((reason for reason, applies in tests.items() if applies), '')
+
+
+def reaches_beyond(annotation: dict, image: dict) -> bool:
+    """Return whether a box reaches more than a pixel beyond its image."""
+    left, top, width, height = annotation['bbox']
+    return min(left, top) < -1 or left + width > image['width'] + 1 or top + height > image['height'] + 1
 
 
 def _some(values: list | set) -> str:

@@ -19,13 +19,13 @@ from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
-from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from deit_detr.checkpoints.fit import check_trained_classes, load_weights
 from deit_detr.checkpoints.safe_loading import load_checkpoint_file
-from deit_detr.datasets.coco_file import is_number
+from deit_detr.datasets.checked_coco import IndexedCoco
+from deit_detr.datasets.coco_file import is_number, parse_annotations
 from deit_detr.datasets.wrappers import unwrap
 from deit_detr.errors import UserError
 from deit_detr.evaluation.error_breakdown import Matches, match_boxes
@@ -186,18 +186,12 @@ def evaluate(data: DatasetSummary, predictions: Path) -> Evaluation:
         UserError: If the file is missing, damaged, or does not belong to this data.
     """
     with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(data.ann_file)
+        coco = IndexedCoco(parse_annotations(Path(data.ann_file).read_bytes(), data.ann_file))
     classes = {category['id']: category['name'] for category in coco.dataset['categories']}
     detections = _read_predictions(predictions, set(coco.imgs), set(classes))
     detections = [detection for detection in detections if detection['image_id'] in data.paths]
     with contextlib.redirect_stdout(io.StringIO()):
-        if detections:
-            results = coco.loadRes(detections)
-        else:  # loadRes fails on an empty list
-            results = COCO()
-            results.dataset = dict(coco.dataset, annotations=[])
-            results.createIndex()
-        coco_eval = COCOeval(coco, results, 'bbox')
+        coco_eval = COCOeval(coco, coco.loadRes(detections), 'bbox')
         coco_eval.params.imgIds, coco_eval.params.catIds = sorted(data.paths), sorted(data.category_ids)
         coco_eval.evaluate()
         coco_eval.accumulate()
@@ -222,7 +216,7 @@ def _read_predictions(path: Path, image_ids: set[int], category_ids: set[int]) -
         if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, [*box, score])):
             raise UserError(f'{path}: entry {number} needs "bbox" of four finite numbers and "score"; {make}')
         for name, known in (('image_id', image_ids), ('category_id', category_ids)):
-            if not is_number(fields.get(name)) or fields[name] not in known:
+            if type(fields.get(name)) not in (int, float) or fields[name] not in known:
                 raise UserError(f'{path}: entry {number} has {name} {fields.get(name)!r}, which is not in the '
                                 'annotations of the validation data. Is this file for other data?')
     return rows

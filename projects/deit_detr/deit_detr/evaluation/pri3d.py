@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-from mmdet.evaluation import CocoMetric
 from mmdet.registry import METRICS
 
 from deit_detr.errors import UserError
+from deit_detr.evaluation.coco_metric import CocoMetric
 
 
 @METRICS.register_module()
@@ -33,9 +33,11 @@ class Pri3DMetric(CocoMetric):
 
     def __init__(self, ann_file: str, score_thr: float = 0.5, **kwargs) -> None:
         super().__init__(ann_file=ann_file, **kwargs)
-        self.ann_file = ann_file
         self.score_thr = score_thr
-        self.img_ids = [img_id for img_id in self._coco_api.get_img_ids() if self._coco_api.imgToAnns.get(img_id)]
+
+    def images_of_file(self) -> list[int]:
+        """Return the ids of the images with a box."""
+        return [image for image in super().images_of_file() if self._coco_api.imgToAnns.get(image)]
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Keep the boxes that count, and map their labels to the classes of the file.

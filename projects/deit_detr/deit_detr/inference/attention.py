@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from deit_detr.errors import UserError
+from deit_detr.fonts import class_names_drawn
 from deit_detr.inference.attention_probe import AttentionProbe
 from deit_detr.inference.detector import Detector, ImageInput
 
@@ -118,7 +119,11 @@ def draw_attention(detector: Detector, image: ImageInput, attentions: Sequence[A
     Returns:
         Image.Image: RGB; each panel is about 480 pixels wide.
     """
-    picture = detector.read(image)[..., ::-1]
+    with class_names_drawn(detector.classes):
+        return _draw(detector.read(image)[..., ::-1], attentions)
+
+
+def _draw(picture: np.ndarray, attentions: Sequence[Attention]) -> Image.Image:
     height, width = picture.shape[:2]
     number = len(attentions) + 1
     columns = number if number <= 4 else math.ceil(math.sqrt(number))

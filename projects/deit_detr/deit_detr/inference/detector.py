@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from matplotlib import rcParams
 from mmdet.apis import DetInferencer
 from mmdet.datasets.transforms import InferencerLoader
 from mmdet.registry import DATASETS, MODELS
@@ -22,7 +23,8 @@ from torch import nn
 from deit_detr.checkpoints.fit import check_trained_classes, load_weights
 from deit_detr.checkpoints.safe_loading import load_checkpoint_file
 from deit_detr.errors import UserError
-from deit_detr.images import MAX_PIXELS, PROGRAMS, ImageFileError, decoding, open_image
+from deit_detr.fonts import class_names_drawn
+from deit_detr.images import MAX_PIXELS, PROGRAMS, ImageFileError, decoding, open_image, pixel_problem
 
 #: A file, an 8-bit array in OpenCV's channel order (BGR), or a PIL image.
 ImageInput = str | Path | np.ndarray | Image.Image
@@ -148,7 +150,7 @@ class Detector(DetInferencer):
         dpi = 0.13 * max(1000, *picture.shape)
         self.visualizer.dpi = dpi
         self.visualizer.fig_save.set_dpi(dpi)
-        with warnings.catch_warnings():
+        with class_names_drawn(self.classes), warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='.* out of bounds')  # for boxes that touch the border
             self.visualizer.add_datasample(
                 'detections', picture, DetDataSample(pred_instances=found), draw_gt=False, pred_score_thr=-1)
@@ -179,8 +181,8 @@ class Detector(DetInferencer):
         if isinstance(image, (str, Path)):
             return self._read_file(Path(image))
         if isinstance(image, Image.Image):
-            if image.mode.startswith(('I', 'F')):
-                raise UserError(f'a PIL image of mode {image.mode}: convert it to 8 bits a channel first')
+            if problem := pixel_problem(image):
+                raise UserError(f'a PIL image of mode {image.mode}: convert it to 8 bits a channel first; {problem}')
             if image.format in PROGRAMS:
                 raise UserError(f'a PIL image from a file in {image.format} format: decoding it would run a program')
             if not 0 < image.width * image.height <= MAX_PIXELS:
@@ -209,7 +211,9 @@ class Detector(DetInferencer):
         if not path.is_file():
             raise UserError(f'{path}: no such image file')
         try:
-            open_image(path).close()  # checks the size, which OpenCV does not limit
+            with open_image(path) as opened:  # checks the size, which OpenCV does not limit
+                if opened.format == 'TIFF' and 'A' in opened.getbands():  # OpenCV multiplies the colours by it
+                    return self._read_any(opened)
             return self._load_file(dict(img_path=str(path)))['img']
         except (AssertionError, ValueError, OSError, cv2.error) as error:
             raise UserError(f'{path}: cannot be read as an image ({error or "damaged or of another format"})') from None
@@ -259,7 +263,7 @@ class _Visualizer(DetLocalVisualizer):
     """mmdet's visualizer with labels of one size, which otherwise depends on the box: illegible or huge."""
 
     def draw_texts(self, *args, font_sizes: int | list[int] | None = None, **kwargs) -> DetLocalVisualizer:
-        return super().draw_texts(*args, font_sizes=9, **kwargs)
+        return super().draw_texts(*args, font_sizes=9, font_families=[rcParams['font.family']], **kwargs)
 
 
 def _dataset_meta(model: nn.Module, cfg: Config, checkpoint: dict, path: str) -> dict:

@@ -9,18 +9,20 @@ from PIL import Image
 
 from deit_detr.errors import UserError
 from deit_detr.files import replacing
+from deit_detr.scannet.frames import list_images
 
 
 def scene_frames(scene: str | Path) -> list[Path]:
     """Return the colour frames of a ScanNet scene in order of time.
 
     Args:
-        scene: Folder ``sceneXXXX_YY`` with ``color/*.jpg``; the names are numbers, with or without leading zeros.
+        scene: Folder ``sceneXXXX_YY`` with JPEG or PNG images in ``color/``; their names are numbers, with or without
+            leading zeros.
 
     Returns:
         list[Path]: The frames; empty if there are none.
     """
-    return sorted(Path(scene).glob('color/*.jpg'), key=lambda path: (path.stem.zfill(12), path.stem))
+    return sorted(list_images(Path(scene), 'color').values(), key=lambda path: (path.stem.zfill(12), path.stem))
 
 
 class VideoFrames:
@@ -87,7 +89,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> i
         path: File to write, ``*.mp4``. An existing file is replaced; missing folders are made.
         frames: BGR frames of one size, uint8 ``(height, width, 3)``. The encoder drops the last column of an odd width
             and the last row of an odd height.
-        fps: Frames per second.
+        fps: Frames per second; rounded, since the time base of MPEG-4 ends at 1/65535 s.
 
     Returns:
         int: Number of frames written.
@@ -96,13 +98,15 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> i
         UserError: If there are no frames, sizes differ, or the file cannot be written.
     """
     writer, size, number = cv2.VideoWriter(), None, 0
+    fps = round(fps, max((digits for digits in range(4) if fps * 10 ** digits <= 65535), default=0))
     with replacing(path) as part:
         try:
             for frame in frames:
                 size = size or frame.shape
                 if not number and not writer.open(
                         str(part), cv2.VideoWriter_fourcc(*'mp4v'), fps, (size[1], size[0])):
-                    raise UserError(f'{path}: cannot be written, or OpenCV was built without an MPEG-4 encoder')
+                    raise UserError(f'{path}: cannot be written, or not at {fps:g} frames per second, or OpenCV was '
+                                    'built without an MPEG-4 encoder')
                 if frame.shape != size:
                     raise UserError(
                         f'{path}: frame {number} is {frame.shape[1]}x{frame.shape[0]}, the first was '

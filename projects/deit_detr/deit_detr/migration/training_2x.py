@@ -3,6 +3,8 @@
 from deit_detr.errors import UserError
 from deit_detr.migration.untranslated import take, take_if
 
+_WARM_UPS = ('linear', 'constant', 'exp')
+
 
 def translate_schedule(old: dict) -> dict:
     """Translate loops, optimizer and learning rates.
@@ -43,11 +45,9 @@ def translate_schedule(old: dict) -> dict:
 
 def _learning_rate(old: dict, max_epochs: int) -> list[dict]:
     schedulers = []
-    if old.get('warmup') == 'linear' and not old.get('warmup_by_epoch'):
-        del old['warmup']
-        schedulers.append(dict(
-            type='LinearLR', start_factor=old.pop('warmup_ratio', 0.1), by_epoch=False, begin=0,
-            end=old.pop('warmup_iters')))
+    # a warm-up by epochs needs the number of iterations of an epoch, which only the data knows
+    if old.get('warmup') in _WARM_UPS and take_if(old, 'warmup_by_epoch', False):
+        schedulers += _warm_up(old.pop('warmup'), old.pop('warmup_iters'), old.pop('warmup_ratio', 0.1))
     take_if(old, 'warmup', None)
     if old.get('policy') == 'step' and old.get('by_epoch', True):
         del old['policy']
@@ -60,6 +60,21 @@ def _learning_rate(old: dict, max_epochs: int) -> list[dict]:
         else:
             schedulers.append(dict(type='MultiStepLR', **span, milestones=list(steps), **gamma))
     return schedulers
+
+
+def _warm_up(kind: str, iters: int, ratio: float) -> list[dict]:
+    """Translate a warm-up whose factor is ``ratio`` at iteration 0 and 1 from iteration ``iters`` on.
+
+    The schedulers of 3.x reach their last value one iteration before ``end``.
+    """
+    span = dict(by_epoch=False, begin=0, end=iters + 1)
+    if kind == 'linear':
+        return [dict(type='LinearLR', start_factor=ratio, **span)]
+    if kind == 'constant':
+        return [dict(type='ConstantLR', factor=ratio, **span)]
+    return [
+        dict(type='ConstantLR', factor=ratio, by_epoch=False),  # without an end
+        dict(type='ExponentialLR', gamma=ratio ** (-1 / iters), **span)]
 
 
 def translate_runtime(old: dict) -> dict:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from deit_detr.datasets.coco_file import read_annotations
 from deit_detr.errors import UserError
 from deit_detr.files import replacing
-from deit_detr.images import ImageFileError, decoding, open_image
+from deit_detr.images import DEEP, ImageFileError, decoding, open_image, pixel_problem
 from deit_detr.pages.html import class_colour, gallery_image, percent, write_page
 
 TINY, THIN, WHOLE, TWICE_IOU = 4, 20, 0.95, 0.95
@@ -23,6 +23,7 @@ IMAGE_ODDITIES = {
     'no box': 'the image has no annotation',
     'no picture': 'the file is missing or not an image',
     'other size': 'width and height of the file differ from those in the annotations',
+    'depth': f'floating-point numbers, or {DEEP}',
 }
 BOX_ODDITIES = {
     'empty': 'width or height is 0 or negative',
@@ -30,6 +31,8 @@ BOX_ODDITIES = {
     'thin': f'one side {THIN} times the other, or more',
     'outside': 'reaches out of the image',
     'whole image': f'covers {WHOLE:.0%} of the image, and its category is not marked as stuff (walls, floors)',
+    'area 0': 'the field "area" is 0 or less: left out of training',
+    'ignore': 'marked "ignore": left out of training',
     'twice': f'overlaps another box of its class (IoU {TWICE_IOU} or more)',
 }
 ODDITIES = {**IMAGE_ODDITIES, **BOX_ODDITIES}
@@ -164,7 +167,9 @@ def read_split(ann_file: Path, img_dir: Path) -> Split:
 def _image_oddities(image: dict, boxes: list[dict], img_dir: Path) -> list[str]:
     names = [] if boxes else ['no box']
     try:
-        with open_image(img_dir / image['file_name']) as file:
+        with open_image(img_dir / image['file_name'], any_depth=True) as file:
+            if pixel_problem(file):
+                names.append('depth')
             if file.size != (image['width'], image['height']):
                 names.append('other size')
     except (OSError, ImageFileError):
@@ -191,6 +196,8 @@ def _box_oddities(image: dict, boxes: list[dict], stuff: set[int]) -> list[list[
             'outside': min(left, top) < -0.5 or left + width > image['width'] + 0.5
                        or top + height > image['height'] + 0.5,
             'whole image': inside >= WHOLE * image['width'] * image['height'] and box['category_id'] not in stuff,
+            'area 0': box['area'] <= 0,
+            'ignore': bool(box.get('ignore')),
             'twice': bool(others),
         }
         found.append([name for name, odd in tests.items() if odd])

@@ -2,7 +2,7 @@
 
 The semantics are those of ScanNet's ``convert2panoptic.py``: every distinct value of an instance map is one object with
 a tight box; its class is the value if that is below 1000, otherwise ``value // 1000``. Unlike there, file names point
-to the JPEGs, ids are integers, boxes are in pixels of the JPEG, and all cores work.
+to the colour images, ids are integers, boxes are in pixels of the image, and all cores work.
 
 Ids do not depend on the number of workers. An image id is the rank of the frame among all frames of its split (by scene
 name, then frame number): a frame that cannot be used leaves a gap, and its repair changes no other image id. Annotation
@@ -23,7 +23,7 @@ from pathlib import Path
 from deit_detr.errors import UserError, printable
 from deit_detr.files import replacing, write_text
 from deit_detr.scannet.classes import STUFF_IDS, scannet_metainfo
-from deit_detr.scannet.frames import COMBINE_HINT, Frame, Problem, ReadOptions, read_scene
+from deit_detr.scannet.frames import COMBINE_HINT, Frame, Problem, ReadOptions, list_images, read_scene
 from deit_detr.workers import in_processes
 
 #: Folders in the official archives; the given root may hold them.
@@ -182,8 +182,8 @@ def _find_scenes(root: Path, out_dir: Path, scene_lists: dict[str, list[str]], s
                 f'sceneXXXX_YY/color, or leave {split} out with --split')
         if not any(scene.frame_names for scene in scenes):
             raise UserError(
-                f'{scenes[0].folder}: no frames in any scene of the {split} split; expected color/*.jpg and '
-                f'instance/*.png, extract the archive again')
+                f'{scenes[0].folder}: no frames in any scene of the {split} split; expected color/*.jpg (.jpeg, .png) '
+                f'and instance/*.png, extract the archive again')
         stem = f'scannet_objdet_{split}'
         paths = out_dir / f'{stem}.json', out_dir / f'{stem}_problems.txt'
         summaries.append(Summary(split, *paths, len(names), scenes, problems=problems))
@@ -193,7 +193,8 @@ def _find_scenes(root: Path, out_dir: Path, scene_lists: dict[str, list[str]], s
 def _refuse_raw_export(folder: Path, known: set[str]) -> None:
     """Raise UserError for a raw ScanNetV2 export, which has scans/, .sens files, label-filt or instance-filt."""
     scenes = [path for path in folder.iterdir() if path.name in known and path.is_dir()]
-    raw = folder / 'scans' if (folder / 'scans').is_dir() and not scenes else None
+    scans = folder / 'scans'
+    raw = scans if scans.is_dir() and not scenes and not any(scans.glob('*/instance')) else None
     for scene in scenes:
         if not (scene / 'instance').is_dir():
             suspects = sorted(p for p in scene.iterdir() if p.name.endswith(('.sens', '-filt', '-filt.zip')))
@@ -201,16 +202,13 @@ def _refuse_raw_export(folder: Path, known: set[str]) -> None:
     if raw:
         raise UserError(
             f'{raw}: this is a raw ScanNetV2 export, not scannet_frames_25k. Download scannet_frames_25k.zip '
-            f'(see data/README.md), or make its layout, color/*.jpg beside instance/*.png: {COMBINE_HINT}')
+            f'(see data/README.md), or make its layout, color/*.jpg (exported from .sens by '
+            f"ScanNet's SensReader) beside instance/*.png: {COMBINE_HINT}")
 
 
 def _list_frames(scene_dir: Path) -> list[str]:
-    """Return the names of all frames that have a JPEG or an instance map, sorted by number."""
-    names = set()
-    for folder, suffix in (('color', '.jpg'), ('instance', '.png')):
-        with contextlib.suppress(FileNotFoundError):
-            entries = os.listdir(scene_dir / folder)
-            names |= {name[: -len(suffix)] for name in entries if name.endswith(suffix) and name[0] != '.'}
+    """Return the names of all frames that have a colour image or an instance map, sorted by number."""
+    names = {*list_images(scene_dir, 'color'), *list_images(scene_dir, 'instance')}
     return sorted(names, key=lambda name: (int(name) if name.isdecimal() else sys.maxsize, name))
 
 

@@ -4,7 +4,9 @@ Pillow decodes PNGs as fast as OpenCV, verifies their checksums on request and r
 prints libpng's message and returns nothing.
 """
 
+import glob
 import io
+import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from deit_detr.images import ImageFileError, decoding, open_image
+from deit_detr.images import ImageFileError, decoding, open_image, pixel_problem
 from deit_detr.scannet.classes import STUFF_IDS
 
 #: Largest id of the NYU40 label set.
@@ -22,15 +24,19 @@ MAX_NYU40_ID = 40
 #: The largest frame, in pixels, each of which takes up to 50 bytes. Frames of ScanNet have 1.25 million.
 MAX_FRAME_PIXELS = 20_000_000
 
+#: Folders of a scene and the suffixes of their images, in any case; of several images of one frame, the first is read.
+FOLDERS = dict(color=('.jpg', '.jpeg', '.png'), instance=('.png',), label=('.png',))
+
 #: How to make instance maps like those of scannet_frames_25k from a raw export; the end of several messages.
 COMBINE_HINT = (
-    'map the raw ids of label-filt to NYU40 through scannetv2-labels.combined.tsv (columns id, nyu40id), '
+    'map the raw ids of label-filt to NYU40 through scannetv2-labels.combined.tsv (columns id, nyu40id; if an id has '
+    "several rows, the last one counts, as in ScanNet's own script: 107 and 188 become 38, 385 becomes 3), "
     'then write instance/*.png as 16-bit: nyu40 * 1000 + instance id, and 0 where nyu40 is 0')
 
 #: EXIF's field for the orientation of an image.
 _ORIENTATION = 0x0112
 
-SCALED_NOTE = 'instance map scaled to the size of its JPEG'
+SCALED_NOTE = 'instance map scaled to the size of its colour frame'
 UNCHECKED_NOTE = 'ids below 1000 not cross-checked, the label map is missing'
 
 
@@ -54,7 +60,7 @@ class BadFrame(Exception):
 
 
 class Segment(NamedTuple):
-    """One object of a frame, in pixels of the JPEG."""
+    """One object of a frame, in pixels of the colour image."""
 
     category_id: int
     bbox: list[int]  # x, y, width, height
@@ -82,7 +88,8 @@ class ReadOptions:
         category_ids: NYU40 ids to keep.
         min_area: Segments with fewer pixels are dropped.
         with_mask: Encode the segmentation of each segment.
-        labelled: Whether there are instance maps; the test split has none, and only the sizes of its JPEGs are read.
+        labelled: Whether there are instance maps; the test split has none, and only the sizes of its colour images
+            are read.
     """
 
     category_ids: frozenset[int]
@@ -123,6 +130,24 @@ def find_segments(instance_map: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     return values[first], boxes, np.add.reduceat(lengths, first)
 
 
+def list_images(scene_dir: Path, folder: str) -> dict[str, Path]:
+    """Return the images in a folder of a scene by the names of their frames, without suffix.
+
+    Args:
+        scene_dir: Folder of the scene.
+        folder: 'color', 'instance' or 'label'. If it is missing, the result is empty.
+    """
+    suffixes = FOLDERS[folder]
+    try:
+        entries = map(os.path.splitext, os.listdir(scene_dir / folder))
+    except FileNotFoundError:
+        return {}
+    images = [(name, suffix) for name, suffix in entries if suffix.lower() in suffixes and name[0] != '.']
+    # The last image of a frame stays: the one with the first suffix, in lower case, which sorts after upper case.
+    images.sort(key=lambda image: (-suffixes.index(image[1].lower()), image[1]))
+    return {name: scene_dir / folder / f'{name}{suffix}' for name, suffix in images}
+
+
 def read_scene(scene_dir: Path, frame_names: Sequence[str], options: ReadOptions) -> list[Frame]:
     """Read the frames of a scene, in the given order.
 
@@ -146,12 +171,15 @@ def read_scene(scene_dir: Path, frame_names: Sequence[str], options: ReadOptions
     """
     frames = []
     trusted = None
+    images = {folder: list_images(scene_dir, folder) for folder in FOLDERS}
     for name in frame_names:
-        frame = Frame(f'{scene_dir.name}/color/{name}.jpg')
+        color, instance, label = (found.get(name, scene_dir / folder / f'{name}{FOLDERS[folder][0]}')
+                                  for folder, found in images.items())
+        frame = Frame(f'{scene_dir.name}/color/{color.name}')
         try:
-            size = read_jpeg_size(scene_dir / 'color' / f'{name}.jpg')
+            size = read_color_size(color)
             if options.labelled:
-                trusted = _read_segments(frame, scene_dir, name, size, options, trusted)
+                trusted = _read_segments(frame, instance, label, size, options, trusted)
             frame.size = size
         except BadFrame as error:
             frame.problems.append(error.problem)
@@ -159,32 +187,49 @@ def read_scene(scene_dir: Path, frame_names: Sequence[str], options: ReadOptions
     return frames
 
 
-def read_jpeg_size(path: Path) -> tuple[int, int]:
-    """Return width and height from the header of a JPEG, and check that the file is complete.
+def read_color_size(path: Path) -> tuple[int, int]:
+    """Return width and height of a colour frame, a JPEG or PNG, and check that the file is complete.
 
-    An interrupted copy or extraction lacks the end-of-image marker at the end of the file (zeros of padding may follow
-    it). Damage in the middle is not found: decoding every JPEG would more than double the time of a conversion.
+    An interrupted copy or extraction lacks the end-of-image marker at the end of a JPEG (zeros of padding may follow
+    it). Damage in its middle is not found: decoding every JPEG would more than double the time of a conversion. A PNG
+    is decoded and its checksums are verified.
 
     Raises:
-        BadFrame: If the file is missing, not a JPEG, truncated, or has an EXIF orientation.
+        BadFrame: If the file is missing, of another format than its suffix says, truncated, has more than 8 bits a
+            channel, or has an EXIF orientation.
     """
+    kind = 'png' if path.suffix.lower() == '.png' else 'jpeg'
     try:
         _refuse_endless(path)
         with path.open('rb') as file, decoding():
-            image = open_image(file, ('JPEG',), MAX_FRAME_PIXELS)
-            size, turned = image.size, image.getexif().get(_ORIENTATION, 1) != 1
-            file.seek(-min(file.seek(0, io.SEEK_END), 4096), io.SEEK_END)
-            complete = file.read().rstrip(b'\0').endswith(b'\xff\xd9')
+            image = open_image(file, ('JPEG', 'PNG'), MAX_FRAME_PIXELS, any_depth=True)
+            size, is_png, fault = image.size, image.format == 'PNG', pixel_problem(image)
+            if is_png != (kind == 'png'):
+                fault = f'contains a {image.format}: change its suffix to {".png" if is_png else ".jpg"}'
+            turned = image.getexif().get(_ORIENTATION, 1) != 1  # decodes a PNG
+            file.seek(0)
+            if is_png:
+                open_image(file, ('PNG',), MAX_FRAME_PIXELS, any_depth=True).verify()
+            else:
+                file.seek(-min(file.seek(0, io.SEEK_END), 4096), io.SEEK_END)
+                if not file.read().rstrip(b'\0').endswith(b'\xff\xd9'):
+                    fault = fault or 'truncated, the JPEG has no end marker; extract it again'
     except FileNotFoundError:
-        raise BadFrame('no-jpeg', path, 'the JPEG of this frame is missing; extract it again') from None
+        raise BadFrame(f'no-{kind}', path, _missing(path, 'JPEG or PNG')) from None
     except (OSError, ImageFileError) as error:
-        raise BadFrame('bad-jpeg', path, f'unreadable ({error}); extract it again') from None
-    if not complete:
-        raise BadFrame('bad-jpeg', path, 'truncated, the JPEG has no end marker; extract it again')
+        raise BadFrame(f'bad-{kind}', path, f'unreadable ({error}); extract it again') from None
+    if fault:
+        raise BadFrame(f'bad-{kind}', path, fault)
     if turned:
         text = 'has an EXIF orientation: training would turn the image but not its boxes; save it upright, without EXIF'
-        raise BadFrame('turned-jpeg', path, text)
+        raise BadFrame(f'turned-{kind}', path, text)
     return size
+
+
+def _missing(path: Path, kinds: str) -> str:
+    """Say what to do about a missing image; one of another format may lie beside it."""
+    others = sorted(other.name for other in path.parent.glob(f'{glob.escape(path.stem)}.*') if other.name != path.name)
+    return f'missing, and {others[0]} cannot be used: save it as {kinds}' if others else 'missing; extract it again'
 
 
 def _refuse_endless(path: Path) -> None:
@@ -212,8 +257,8 @@ def read_png(path: Path, size: tuple[int, int], need_16_bit: bool = False) -> tu
         _refuse_endless(path)
         data = path.read_bytes()
         with decoding():
-            open_image(io.BytesIO(data), ('PNG',), MAX_FRAME_PIXELS).verify()
-            image = open_image(io.BytesIO(data), ('PNG',), MAX_FRAME_PIXELS)
+            open_image(io.BytesIO(data), ('PNG',), MAX_FRAME_PIXELS, any_depth=True).verify()
+            image = open_image(io.BytesIO(data), ('PNG',), MAX_FRAME_PIXELS, any_depth=True)
         if need_16_bit and not image.mode.startswith('I'):
             raise BadFrame('not-16-bit', path, (
                 f'not a 16-bit instance map as in scannet_frames_25k (Pillow mode {image.mode}). '
@@ -224,17 +269,16 @@ def read_png(path: Path, size: tuple[int, int], need_16_bit: bool = False) -> tu
                 image = image.resize(size, Image.Resampling.NEAREST)
             return np.asarray(image), scaled
     except FileNotFoundError:
-        raise BadFrame('no-png', path, 'the PNG of this frame is missing; extract it again') from None
+        raise BadFrame('no-png', path, _missing(path, '16-bit PNG' if need_16_bit else 'PNG')) from None
     except (OSError, ImageFileError) as error:
         raise BadFrame('bad-png', path, f'truncated or damaged ({error}); extract it again') from None
 
 
 def _read_segments(
-    frame: Frame, scene_dir: Path, name: str, size: tuple[int, int], options: ReadOptions, trusted: bool | None
+    frame: Frame, instance: Path, label: Path, size: tuple[int, int], options: ReadOptions, trusted: bool | None
 ) -> bool | None:
     """Fill in the segments of a frame; return whether the ids below 1000 of its scene can be trusted so far."""
-    path = scene_dir / 'instance' / f'{name}.png'
-    instance_map, scaled = read_png(path, size, need_16_bit=True)
+    instance_map, scaled = read_png(instance, size, need_16_bit=True)
     if scaled:
         frame.notes.append(SCALED_NOTE)
 
@@ -243,19 +287,19 @@ def _read_segments(
     unknown = values[semantic > MAX_NYU40_ID]
     if unknown.size:
         text = f'ids {unknown[:5].tolist()} are not NYU40 ids and are left out. If they are raw ids, {COMBINE_HINT}'
-        frame.problems.append(Problem('unknown-id', str(path), text))
+        frame.problems.append(Problem('unknown-id', str(instance), text))
 
     keep = np.isin(semantic, list(options.category_ids))
     plain = values[keep & (values < 1000)]
     if plain.size and (not trusted or not np.isin(plain, STUFF_IDS).all()):
-        wrong = _disagreeing(instance_map, plain, scene_dir / 'label' / f'{name}.png', size)
+        wrong = _disagreeing(instance_map, plain, label, size)
         if wrong is None:
             frame.notes.append(UNCHECKED_NOTE)
         else:
             trusted = trusted is not False and not wrong
             keep &= ~np.isin(values, wrong)
         if wrong:
-            frame.problems.append(Problem('label-disagrees', str(path), (
+            frame.problems.append(Problem('label-disagrees', str(instance), (
                 f'ids {wrong} are left out: most of their pixels have another id in the label map. Void must '
                 f'be 0, not 0 * 1000 + instance; if this is your own export, {COMBINE_HINT}')))
 

@@ -9,6 +9,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import BaseLoop, Runner
 
 from deit_detr.engine.resume.choice import choose_checkpoint
+from deit_detr.engine.resume.hyperparameters import apply_config, find_overridden
 from deit_detr.engine.resume.progress import Progress, evaluated_epoch, mark_evaluated, remove_preempted
 from deit_detr.engine.resume.train_loop import ResumableTrainLoop
 from deit_detr.errors import UserError
@@ -23,17 +24,23 @@ class SafeCheckpointHook(CheckpointHook):
     ``max_keep_ckpts``. The checkpoint of an epoch is written again after its evaluation, with the result.
 
     ``--resume`` without a value continues from the newest whole checkpoint and names the damaged ones; mmengine takes
-    the one that was written last, whatever is in it. If there is none, the training starts from the beginning, as the
-    first start of a job that a cluster restarts has to. What differs between the config and the checkpoint's is
-    logged. A model that does not fit the checkpoint, or other groups of the optimizer, stop the run.
+    the one that was written last, whatever is in it. If there is none, the training starts from ``load_from`` or the
+    beginning, as the first start of a job that a cluster restarts has to. What differs between the config and the
+    checkpoint's is logged. A model that does not fit the checkpoint, or other groups of the optimizer, stop the run.
+
+    Learning rate, weight decay and the other settings of optimizer and schedulers are part of the resumed state.
+    Where the config has others, the log says which stay.
 
     Args:
         *args: As for ``CheckpointHook``.
+        resume_hyperparameters (bool): False takes those settings from the config, as if the training had begun with
+            them.
         **kwargs: As for ``CheckpointHook``.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args, resume_hyperparameters: bool = True, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        self.resume_hyperparameters = resume_hyperparameters
         self._progress = Progress()
         self._holds_evaluation = None
 
@@ -62,7 +69,7 @@ class SafeCheckpointHook(CheckpointHook):
         if error:
             raise UserError(error)
         if runner._resume:
-            runner._load_from, runner._resume = checkpoint, checkpoint is not None
+            runner._load_from, runner._resume = checkpoint or runner._load_from, checkpoint is not None
 
     def before_train(self, runner: Runner) -> None:
         """Find the folder, and from now on delete an old checkpoint only after the new one is written."""
@@ -93,9 +100,12 @@ class SafeCheckpointHook(CheckpointHook):
         self._progress.write(checkpoint)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Tell the loop how many batches of the epoch to skip."""
-        saved = Progress.read(checkpoint) if runner._resume else None
-        if saved is None or not saved.batches_done:
+        """Compare the settings of optimizer and schedulers; tell the loop how many batches of the epoch to skip."""
+        saved = Progress.read(checkpoint) if runner._resume and isinstance(runner._train_loop, BaseLoop) else None
+        if saved is None:
+            return
+        self._compare_hyperparameters(runner, checkpoint, saved)
+        if not saved.batches_done:
             return
         loop = runner.train_loop
         if isinstance(loop, ResumableTrainLoop) and saved.epoch_length == len(loop.dataloader):
@@ -105,6 +115,20 @@ class SafeCheckpointHook(CheckpointHook):
             f'{saved.batches_done} of {saved.epoch_length} batches of the epoch are done, but the epoch starts again: '
             f'it has {len(loop.dataloader)} batches now, and train_cfg.type is {type(loop).__name__}. Continuing in '
             'its middle needs the same number and ResumableTrainLoop')
+
+    def _compare_hyperparameters(self, runner: Runner, checkpoint: dict, saved: Progress) -> None:
+        overridden = find_overridden(runner, checkpoint)
+        if not overridden:
+            return
+        if self.resume_hyperparameters:
+            runner.logger.warning('\n'.join([
+                f'{runner._load_from}: these settings stay as they were saved, although the config has others. '
+                'default_hooks.checkpoint.resume_hyperparameters=False takes them from the config:', *overridden]))
+            return
+        apply_config(runner, checkpoint, saved.batches_done)
+        runner.logger.info(
+            f'resume_hyperparameters=False: optimizer and schedulers have the settings of the config, at step '
+            f'{saved.step}, not those of {runner._load_from}')
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         super()._save_checkpoint_with_step(runner, step, meta)

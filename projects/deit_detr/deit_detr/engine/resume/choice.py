@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
 from deit_detr.checkpoints.fit import ITS_CONFIG, check_fit
 from deit_detr.checkpoints.safe_loading import find_state_dict, load_checkpoint_file, read_header
@@ -19,13 +19,31 @@ LEARNING = (
     'randomness')
 
 
+def resume_newest(cfg: Config) -> None:
+    """Let a training continue from its newest checkpoint, and start from ``load_from`` while there is none.
+
+    mmengine resumes from ``load_from`` if it is set, and mmdet's ``--resume`` therefore clears it.
+    ``SafeCheckpointHook`` knows ``resume='auto'`` and decides when the run starts. For another hook, the checkpoint
+    that mmengine finds decides here.
+
+    Args:
+        cfg: The config of the run with its ``work_dir``, changed in place.
+    """
+    cfg.resume = 'auto'
+    if 'SafeCheckpointHook' not in str((cfg.get('default_hooks') or {}).get('checkpoint')):
+        cfg.resume = find_latest_checkpoint(cfg.work_dir) is not None
+        if cfg.resume:
+            cfg.load_from = None
+
+
 def choose_checkpoint(runner: Runner, folders: list[Path]) -> str | None:
     """Choose and check the checkpoint that a run with ``resume=True`` continues from.
 
     It is read once: mmengine's load, which comes next, gets it from memory.
 
     Args:
-        runner: Its ``load_from`` names the checkpoint; without one the newest whole one is taken.
+        runner: Its ``load_from`` names the checkpoint; without one, or with ``resume='auto'``, the newest whole one is
+            taken.
         folders: Where to search for it.
 
     Returns:
@@ -34,7 +52,7 @@ def choose_checkpoint(runner: Runner, folders: list[Path]) -> str | None:
     Raises:
         UserError: If there are checkpoints, but none is whole, or if the chosen one does not fit the run.
     """
-    path = runner._load_from
+    path, start = (None, runner._load_from) if runner._resume == 'auto' else (runner._load_from, None)
     if path is None:
         path, damaged = find_resumable(folders)
         for reason in damaged.values():
@@ -44,9 +62,11 @@ def choose_checkpoint(runner: Runner, folders: list[Path]) -> str | None:
                 f'{runner.work_dir}: no checkpoint to resume is whole: {"; ".join(damaged.values())}. Delete them to '
                 'start from the beginning')
         if path is None:
-            runner.logger.warning(
-                f'{runner.work_dir}: no checkpoint to resume, the training starts from the beginning')
+            beginning = f'with the weights of load_from={start}' if start else 'from the beginning'
+            runner.logger.warning(f'{runner.work_dir}: no checkpoint to resume, the training starts {beginning}')
             return None
+        if start:
+            runner.logger.info(f'{path}: the training continues; load_from={start} was for its first start')
     elif '://' in str(path):
         return path
     _check_run(runner, path, load_checkpoint_file(path, again=True))

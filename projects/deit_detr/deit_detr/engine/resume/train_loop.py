@@ -108,17 +108,28 @@ def seeded_loader(loader: DataLoader) -> DataLoader:
     """Return a loader of the same batches that can start in the middle of an epoch and seeds each image.
 
     Args:
-        loader: As mmengine builds it; only its parts are used.
+        loader: As mmengine builds it.
 
     Returns:
-        DataLoader: Its ``batch_sampler`` is a :class:`_SeededBatches`, its ``dataset`` passes attributes through.
+        DataLoader: Its ``batch_sampler`` is a :class:`_SeededBatches`. Everything else is that of ``loader``, also the
+            data set itself, which hooks read, change and call.
     """
-    options = (
-        'num_workers', 'collate_fn', 'pin_memory', 'timeout', 'worker_init_fn', 'multiprocessing_context',
-        'prefetch_factor', 'persistent_workers')
-    return DataLoader(
-        _SeededDataset(loader.dataset), batch_sampler=_SeededBatches(loader.batch_sampler),
-        **{name: getattr(loader, name) for name in options})
+    seeded = copy.copy(loader)
+    seeded.__class__ = _SeededLoader
+    vars(seeded)['batch_sampler'] = _SeededBatches(loader.batch_sampler)  # PyTorch refuses to set it
+    return seeded
+
+
+class _SeededLoader(DataLoader):
+    """A loader whose iterators, with their workers, seed the random numbers before they load an image."""
+
+    def __iter__(self) -> Iterator:
+        dataset = self.dataset
+        vars(self)['dataset'] = _SeededDataset(dataset)
+        try:
+            return super().__iter__()
+        finally:
+            vars(self)['dataset'] = dataset
 
 
 class _SeededBatches(Sampler):
@@ -140,21 +151,15 @@ class _SeededBatches(Sampler):
 
 
 class _SeededDataset(Dataset):
-    """A data set that seeds the generators of its process before it loads an image."""
+    """A data set, as an iterator uses it, that seeds the generators of its process before it loads an image."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, index: int | tuple) -> Any:
-        if isinstance(index, tuple):
-            index, seeds = index
-            seed_all(*seeds)
+    def __getitem__(self, index: tuple) -> Any:
+        index, seeds = index
+        seed_all(*seeds)
         return self.dataset[index]
 
     def __len__(self) -> int:
         return len(self.dataset)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith('__') or name == 'dataset':  # Python and torch probe any object for these
-            raise AttributeError(name)
-        return getattr(self.dataset, name)

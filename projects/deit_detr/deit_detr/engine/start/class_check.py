@@ -1,12 +1,15 @@
 """A hook that checks whether a checkpoint belongs to the model and the classes that it is tested with."""
 
 from mmdet.registry import HOOKS
+from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 
 from deit_detr.checkpoints.fit import check_trained_classes, load_weights
+from deit_detr.datasets.wrappers import unwrap
 from deit_detr.engine.start.classes import check_classes, dataset_classes
+from deit_detr.engine.start.depth import find_deep_images
 from deit_detr.engine.start.findings import Finding, require
 from deit_detr.engine.start.preflight import PreflightHook
 
@@ -34,6 +37,10 @@ class ClassCheckHook(Hook):
             return
         metrics = {name: getattr(getattr(loop, 'evaluator', None), 'metrics', []) for name, loop in loops.items()}
         require([Finding('classes', *check_classes(_datasets(loops), metrics, runner.cfg.get('model', {})))])
+        if get_rank() == 0:
+            for name, dataset in _datasets(loops).items():
+                for deep in filter(None, [find_deep_images(leaf) for _, leaf in unwrap(dataset)]):
+                    runner.logger.warning(f'{name} images: {deep}')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the classes that a checkpoint was trained on with those of the test data, and load all of it.

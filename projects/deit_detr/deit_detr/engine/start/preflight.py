@@ -118,6 +118,13 @@ def check_model(model: nn.Module, cfg: Config, size: tuple[int, int] | UserError
         as_finding('memory', memory), run_check('disk', check_disk, model, cfg)]
 
 
+#: Names of all checks, for ``PreflightHook.ignore``.
+CHECKS = (
+    'versions', 'model fields', *(f'{split} {part}' for split in ('train', 'val') for part in (
+        'annotations', 'data', 'boxes', 'images')), 'train/val overlap', 'classes', 'evaluator', 'model',
+    'initialization', 'train pipeline', 'pretrained', 'gradients', 'memory', 'disk')
+
+
 @HOOKS.register_module()
 class PreflightHook(Hook):
     """Check a training run before its first step, and stop it with a list of everything that is wrong.
@@ -126,11 +133,20 @@ class PreflightHook(Hook):
     processes stop together. The run itself is not changed, nor are its random numbers.
 
     Args:
-        ignore (tuple[str, ...]): Names of checks, as in the table, whose failures do not stop the run.
+        ignore (tuple[str, ...] | str): Names of checks, as in the table, whose failures do not stop the run, in any
+            process. Spaces may be left out, as ``--cfg-options`` does.
+
+    Raises:
+        UserError: If there is no check of a name.
     """
 
-    def __init__(self, ignore: tuple[str, ...] = ()) -> None:
-        self.ignore = tuple(ignore)
+    def __init__(self, ignore: tuple[str, ...] | str = ()) -> None:
+        names = {name.replace(' ', ''): name for name in CHECKS}
+        asked = [ignore] if isinstance(ignore, str) else list(ignore)
+        unknown = [name for name in asked if str(name).replace(' ', '') not in names]
+        if unknown:
+            raise UserError(f'PreflightHook.ignore has {unknown}, but the checks are {", ".join(CHECKS)}')
+        self.ignore = tuple(names[name.replace(' ', '')] for name in asked)
 
     def before_run(self, runner: Runner) -> None:
         """Run the checks if this is a training.
@@ -155,7 +171,7 @@ class PreflightHook(Hook):
         first += [
             Finding(f'{finding.check} of process {rank}', FAIL, finding.message)
             for rank, of_rank in enumerate(others, 1) for finding in of_rank
-            if finding.status == FAIL and finding.message not in known]
+            if finding.status == FAIL and finding.message not in known and finding.check not in self.ignore]
         runner.logger.info(f'before training:\n{table(first)}')
         require(first, self.ignore)
 

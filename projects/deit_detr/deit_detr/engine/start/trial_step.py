@@ -14,7 +14,7 @@ from mmengine.runner import turn_on_activation_checkpointing
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from deit_detr.checkpoints.pretrained import check_pretrained, compare_loaded, pretrained_modules
+from deit_detr.checkpoints.pretrained import check_pretrained, compare_loaded
 from deit_detr.datasets.noise import make_batch
 from deit_detr.engine.start.findings import FAIL, OK, UNKNOWN, WARN
 from deit_detr.errors import UserError
@@ -167,12 +167,10 @@ def check_gradients(step: Step | None, cfg: ConfigDict) -> tuple[str, str]:
 
 def check_weights(model: nn.Module) -> tuple[str, str]:
     """Check that the pretrained checkpoints fit and, in an initialized model, that they arrived."""
-    check_pretrained(model)
-    if not pretrained_modules(model):
+    found = check_pretrained(model)
+    if not found:
         return WARN, 'no part of the model is pretrained: everything trains from scratch; set model.backbone.init_cfg'
-    if model.is_init:
-        return OK, '; '.join(compare_loaded(model))
-    return OK, f'the checkpoint of {", ".join(pretrained_modules(model))} fits'
+    return OK, '; '.join(compare_loaded(model) if model.is_init else found)
 
 
 def _num_classes(model: ConfigDict) -> int:

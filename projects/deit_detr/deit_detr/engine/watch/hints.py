@@ -3,11 +3,11 @@
 import math
 
 from mmdet.registry import HOOKS
-from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from deit_detr.checkpoints.pretrained import pretrained_modules
+from deit_detr.engine.batch import accumulative_counts, images_per_update
 
 
 @HOOKS.register_module()
@@ -60,12 +60,14 @@ class HintHook(Hook):
 
 
 def learning_rate(runner: Runner) -> str:
-    """Describe the learning rate and the batch size that it is meant for."""
-    batch = runner.cfg.train_dataloader.get('batch_size', 1) * get_world_size()
-    rate = max(group.get('initial_lr', group['lr']) for group in runner.optim_wrapper.param_groups)
+    """Describe the learning rate and the effective batch size that it is meant for."""
+    batch, counts = images_per_update(runner.cfg), accumulative_counts(runner.cfg)
+    # the wrapper's own param_groups have one more, with the rate before auto_scale_lr
+    rate = max(group.get('initial_lr', group['lr']) for group in runner.optim_wrapper.optimizer.param_groups)
     scaling = runner.cfg.get('auto_scale_lr') or {}
     base = scaling.get('base_batch_size')
-    words = f'a learning rate of {rate:g} with {batch} images per step'
+    words = f'a learning rate of {rate:g} with {batch} images per ' + (
+        'step' if counts == 1 else f'update (accumulative_counts={counts})')
     if base and base != batch and not scaling.get('enable'):
         words += f', while the rate is meant for {base} (--auto-scale-lr adapts it)'
     return words
