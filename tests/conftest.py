@@ -104,7 +104,7 @@ def detector(detector_files):
 @pytest.fixture
 def data_roots(monkeypatch, mini_scannet, mini_scannet18, drawn_coco):
     """Point the data root of every recipe to small data."""
-    for name in ('MMDET_DATASETS', 'MINI_SCANNET_ROOT'):
+    for name in ('DEIT_DATASETS', 'MINI_SCANNET_ROOT'):
         monkeypatch.setenv(name, f'{mini_scannet}/')
     monkeypatch.setenv('SCANNET18_ROOT', f'{mini_scannet18}/')
     monkeypatch.setenv('COCO_ROOT', f'{drawn_coco}/')

@@ -1,10 +1,17 @@
-"""A variable that is set to nothing, as docker-compose sets those without a value, counts as unset."""
+"""The variables that the recipes read: their names, the old one, and values of nothing, as docker-compose sets them."""
 
+import json
 import os
 import re
 import sys
+from pathlib import Path
 
+import mmdet
 import pytest
+import torch
+from mmdet.utils import update_data_root
+from mmengine.config import Config
+from mmengine.fileio import dump
 
 from deit_detr import RECIPE_VARIABLES
 from tests.helpers.fork_server import start
@@ -52,3 +59,74 @@ def test_quickstart_passes_no_empty_variable_on(tmp_path):
     assert any(line.startswith('tools/train.py') for line in lines), output
     assert all('DEIT_CHECKPOINT=unset' in line and 'MINI_SCANNET_ROOT=unset' in line for line in lines)
     assert 'Pretrained weights: DeiT-tiny pretrained on ImageNet, downloaded' in output
+
+
+# ---- DEIT_DATASETS, whose old name mmdet's tools read
+
+TEXT = CONFIGS / 'detr_deit-tiny_8xb1-150e_scannet.py'
+PURE = CONFIGS / 'pure_python/detr_deit_tiny_8xb1_150e_scannet.py'
+OLD_NAME = 'MMDET_DATASETS is now called DEIT_DATASETS'
+#: mmdet's tools, which import this project only because the config says so, and after they have read it.
+LATE = READ.replace('import deit_detr\n', '')
+
+
+@pytest.fixture
+def unset(monkeypatch):
+    for name in RECIPE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize('path', [TEXT, PURE], ids=['text', 'pure Python'])
+def test_first_name_that_is_set_counts(path, unset, monkeypatch):
+    def roots() -> set[str]:
+        cfg = Config.fromfile(path)
+        return {cfg.train_dataloader.dataset.data_root, f'{Path(cfg.val_evaluator.ann_file).parent}/'}
+
+    assert roots() == {'data/scannet-frames/'}
+    monkeypatch.setenv('MMDET_DATASETS', '/old/')
+    assert roots() == {'/old/'}
+    monkeypatch.setenv('DEIT_DATASETS', '/new/')
+    assert roots() == {'/new/'}
+
+
+def test_mmdet_leaves_the_config_alone(unset, monkeypatch):
+    monkeypatch.setenv('DEIT_DATASETS', '/elsewhere/')
+    cfg = Config.fromfile(TEXT)
+    update_data_root(cfg)
+    assert cfg.test_dataloader.dataset.data_root == '/elsewhere/'
+
+
+@pytest.mark.slow
+def test_confusion_matrix_of_mmdet(mini_scannet, run, tmp_path):
+    tool = Path(mmdet.__file__).parent / '.mim/tools/analysis_tools/confusion_matrix.py'
+    if not tool.is_file():
+        pytest.skip('this mmdet comes without its tools')
+    truth = json.loads((mini_scannet / 'scannet_objdet_val.json').read_text())
+    empty = torch.zeros(0)
+    found = dict(bboxes=torch.zeros(0, 4), scores=empty, labels=empty.long())
+    dump([dict(img_id=image['id'], pred_instances=found) for image in truth['images']], tmp_path / 'found.pkl')
+    run(sys.executable, tool, TEXT, 'found.pkl', tmp_path / 'out', DEIT_DATASETS=f'{mini_scannet}/', MPLBACKEND='Agg')
+    assert (tmp_path / 'out/confusion_matrix.png').is_file()
+
+
+@pytest.mark.parametrize('code, env, says', [
+    (READ, dict(MMDET_DATASETS='/old/'), 1), (LATE, dict(MMDET_DATASETS='/old/'), 1),
+    pytest.param(READ, dict(MMDET_DATASETS='/old/', RANK='1'), 0, marks=pytest.mark.slow),
+    pytest.param(READ, dict(MMDET_DATASETS='/new/', DEIT_DATASETS='/old/'), 0, marks=pytest.mark.slow),
+], ids=['ours', "mmdet's", 'second process', 'both'])
+def test_old_name_is_answered_once(code, env, says, unset, run, tmp_path):
+    (tmp_path / 'own.py').write_text(
+        f"_base_ = {str(TEXT)!r}\ntrain_dataloader = dict(dataset=dict(data_root='{{{{$MMDET_DATASETS:data/}}}}'))\n")
+    output = run(sys.executable, '-c', code, TEXT, PURE, 'own.py', own_start=True, **env)
+    roots = [line.split()[0] for line in output.splitlines() if line.startswith('/')]
+    assert roots == ['/old/', '/old/', env['MMDET_DATASETS']]
+    assert output.count(OLD_NAME) == says, output
+
+
+def test_pure_python_configs_take_empty_variables_for_unset(unset, monkeypatch):
+    """mmengine reads them without this project."""
+    for name in RECIPE_VARIABLES:
+        monkeypatch.setenv(name, '')
+    cfg = Config.fromfile(PURE)
+    assert cfg.train_dataloader.dataset.data_root == 'data/scannet-frames/'
+    assert cfg.model.backbone.init_cfg.checkpoint.startswith('https://')

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Check what training needs: versions, machine, data, config and model. Takes seconds and trains nothing.
 
-Prints one line per check: ok, warn, FAIL with the fix, or unknown if it cannot be checked. The exit status is 1 if a
-check fails. Training runs the same checks at its start (PreflightHook).
+Prints one line per check: ok, warn, FAIL with the fix, unknown if it cannot be checked, or ignored if it fails and
+PreflightHook.ignore of the config names it. The exit status is 1 if a check says FAIL. Training runs the same checks at
+its start (PreflightHook).
 
 Example:
     python tools/preflight.py projects/deit_detr/configs/detr_deit-tiny_8xb1-150e_scannet.py

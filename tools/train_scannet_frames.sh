@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The recipe's launcher:  bash tools/train_scannet_frames.sh [CONFIG] [arguments of train.py]
 # Trains on every GPU with MIN_FREE_MIB (default 14787) of free memory and stamps begin and end.
-# The data root is data/scannet-frames/, or MMDET_DATASETS when set.
+# The data root is data/scannet-frames/, or DEIT_DATASETS when set.
 set -euo pipefail
 case ${1:-} in -h | --help) sed -n '2,4s/^# //p' "$0"; exit 0 ;; esac
 here=$(dirname "$0")

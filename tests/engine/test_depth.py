@@ -1,10 +1,8 @@
 """Images of more than 8 bits a channel: each tool that loads images names them, and none makes them dark."""
 
-import struct
 from pathlib import Path
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import pytest
 from mmcv.transforms import LoadImageFromFile
@@ -22,35 +20,7 @@ from deit_detr.pages.data_page import make_data_page
 from deit_detr.pages.html import picture
 from deit_detr.scannet.frames import read_png
 from tests.helpers.drawn_coco import draw_coco
-
-NOISE = np.random.default_rng(0).integers(0, 4096, (64, 96, 4)).astype(np.uint16)
-
-
-def pixmap(magic: str, brightest: int, pixels: np.ndarray) -> bytes:
-    return f'{magic}\n96 64\n{brightest}\n'.encode() + pixels.astype('>u2' if brightest > 255 else 'u1').tobytes()
-
-
-def bmp565() -> bytes:
-    head = struct.pack('<IiiHHIIiiIIIII', 40, 96, 64, 1, 16, 3, 12288, 0, 0, 0, 0, 0xf800, 0x7e0, 0x1f)
-    return b'BM' + struct.pack('<IHHI', 66 + 12288, 0, 0, 66) + head + NOISE[..., 0].tobytes()
-
-
-def encode(suffix: str, pixels: np.ndarray) -> bytes:
-    return cv2.imencode(suffix, pixels)[1].tobytes()
-
-
-EIGHT = (NOISE // 16).astype(np.uint8)
-DEEP = {
-    'grey.png': encode('.png', NOISE[..., 0]), 'colour.png': encode('.png', NOISE[..., :3]),
-    'alpha.png': encode('.png', NOISE), 'grey.tiff': encode('.tiff', NOISE[..., 0]),
-    'colour.tiff': encode('.tiff', NOISE[..., :3]), 'float.tiff': encode('.tiff', NOISE[..., 0].astype(np.float32)),
-    'grey.pgm': pixmap('P5', 65535, NOISE[..., 0]), 'grey12.pgm': pixmap('P5', 4095, NOISE[..., 0]),
-    'colour12.ppm': pixmap('P6', 4095, NOISE[..., :3]), 'dark.ppm': pixmap('P6', 15, EIGHT[..., :3] // 16)}
-FLAT = {
-    'grey.png': encode('.png', EIGHT[..., 0]), 'colour.png': encode('.png', EIGHT[..., :3]),
-    'alpha.png': encode('.png', EIGHT), 'colour.jpg': encode('.jpg', EIGHT[..., :3]),
-    'colour.tiff': encode('.tiff', EIGHT[..., :3]), 'bit.pbm': b'P4\n96 64\n' + bytes(12 * 64),
-    'colour.ppm': pixmap('P6', 255, EIGHT[..., :3]), '565.bmp': bmp565()}
+from tests.helpers.odd_depths import DEEP, EIGHT, FLAT, NOISE, encode
 
 
 @pytest.fixture
@@ -95,6 +65,19 @@ def test_a_loading_step_that_keeps_all_bits_is_left_alone(data):
     dataset = data(deep)
     dataset.pipeline.transforms = [type('OwnLoading', (LoadImageFromFile,), {})()]
     assert find_deep_images(dataset) is None
+
+
+@pytest.mark.parametrize('suffix, pixels, deep', [
+    ('.jp2', NOISE[..., 0], True), ('.jp2', EIGHT[..., :3], False), ('.hdr', NOISE[..., :3].astype(np.float32), True),
+    ('.avif', EIGHT[..., :3], False)])
+def test_formats_that_only_training_reads(detector, data, tmp_path, suffix, pixels, deep):
+    """OpenCV decodes JPEG 2000, AVIF and HDR; the demo opens fewer formats and lists them."""
+    content = encode(suffix, pixels)
+    assert data(content)[0]['img'].dtype == np.uint8
+    assert ('more than 8 bits a channel' in (find_deep_images(data(content)) or '')) == deep
+    (tmp_path / 'a.picture').write_bytes(content)
+    with pytest.raises(UserError, match=r'a\.picture: cannot be read .*in none of the formats BMP, .*, TIFF, WEBP'):
+        detector.read(tmp_path / 'a.picture')
 
 
 def test_testing_warns(data, monkeypatch):

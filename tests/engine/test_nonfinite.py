@@ -109,9 +109,14 @@ def test_under_autocast(build_runner, monkeypatch):
     assert breaker.changed == [False, True, False]
 
 
-def test_clipping_by_value_is_refused(build_runner):
-    with pytest.raises(UserError, match='clip_grad.type is "value"'):
-        build_runner(DETR, NonFiniteHook(), clip_grad=dict(_delete_=True, type='value', clip_value=1.0)).train()
+def test_gradients_that_are_clipped_by_value_are_checked_before(build_runner):
+    """Clipping makes infinite gradients finite."""
+    breaker = Breaker(2, 5)
+    runner = build_runner(
+        FAST, breaker, NonFiniteHook(max_skips=1), clip_grad=dict(_delete_=True, type='value', clip_value=0.1))
+    with pytest.raises(UserError, match='step 5'):
+        runner.train()
+    assert breaker.changed == [True, False, True, True, False]
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])

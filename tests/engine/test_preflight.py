@@ -111,7 +111,7 @@ def test_hook_stops_all_processes(frames, run, tmp_path):
         REPO / 'tools/train.py', DETR, '--work-dir', tmp_path, '--launcher', 'pytorch', *options,
         'model.backbone.init_cfg.checkpoint=missing.pth', status=1, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS=1,
         timeout=300)
-    assert output.count('error: 3 of 16 checks before training failed:') == 2
+    assert output.count('error: 3 of 17 checks before training failed:') == 2
     assert output.count('train images: 1 of 16 images missing or empty') == 2, 'an error in each process'
     assert 'pretrained: missing.pth: no such checkpoint file' in output
 

@@ -1,6 +1,7 @@
 """What preflight says about boxes of whole objects, without area and marked "ignore", and which checks it ignores."""
 
 import json
+import sys
 
 import pytest
 from mmdet.registry import DATASETS
@@ -9,7 +10,7 @@ from mmengine.registry import init_default_scope
 
 from deit_detr.engine.start import preflight
 from deit_detr.engine.start.data import check_data
-from deit_detr.engine.start.findings import FAIL, OK, WARN, Finding, require
+from deit_detr.engine.start.findings import FAIL, OK, WARN, Finding, mark_ignored, require
 from deit_detr.engine.start.preflight import CHECKS, PreflightHook, check_config
 from deit_detr.errors import UserError
 from tests.helpers.drawn_coco import draw_coco
@@ -74,9 +75,9 @@ def test_names_of_checks_on_the_command_line(text, names):
     """mmengine removes spaces from the value."""
     hook = PreflightHook(ignore=DictAction._parse_iterable(text))
     assert hook.ignore == names
-    require([Finding(name, FAIL, 'wrong') for name in names], hook.ignore)
+    require(mark_ignored([Finding(name, FAIL, 'wrong') for name in names], hook.ignore))
     with pytest.raises(UserError, match='evaluator: wrong'):
-        require([Finding('evaluator', FAIL, 'wrong')], hook.ignore)
+        require(mark_ignored([Finding('evaluator', FAIL, 'wrong')], hook.ignore))
 
 
 @pytest.mark.parametrize('ignore', [('train box',), 'all', (3,)])
@@ -97,3 +98,38 @@ def test_all_checks_can_be_named(mini_scannet, monkeypatch, tmp_path):
     monkeypatch.setattr(preflight, 'check_fields', lambda _: (OK, ''))
     found += [finding.check for finding in check_config(cfg)]
     assert {'model', 'train/val overlap', 'disk'} < set(found) <= set(CHECKS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('ignore, status, shown', [(('val boxes',), 0, 'ignored'), (('train boxes',), 1, 'FAIL')])
+def test_tool_ignores_what_the_training_ignores(ignore, status, shown, mini_scannet, monkeypatch, tmp_path, run):
+    """The corners of boxes in the place of their size."""
+    for split in ('train', 'val'):
+        (tmp_path / split).symlink_to(mini_scannet / split)
+        content = json.loads((mini_scannet / f'scannet_objdet_{split}.json').read_text())
+        for number, row in enumerate(content['annotations'] if split == 'val' else ()):
+            corners(row, number)
+        (tmp_path / f'scannet_objdet_{split}.json').write_text(json.dumps(content))
+    monkeypatch.setenv('MINI_SCANNET_ROOT', f'{tmp_path}/')
+    cfg = Config.fromfile(RECIPE)
+    cfg.model.backbone.init_cfg = None
+    cfg.custom_hooks[0].ignore = ignore
+    cfg.dump(tmp_path / 'config.py')
+    output = run(sys.executable, REPO / 'tools/preflight.py', tmp_path / 'config.py', '--work-dir', tmp_path / 'work',
+                 status=status, OMP_NUM_THREADS=1)
+    (line,) = [line for line in output.splitlines() if line.startswith('val boxes')]
+    assert line.split()[2] == shown and ('FAIL' in output) == bool(status)
+
+    cfg.work_dir, cfg.launcher = str(tmp_path / 'work'), 'none'
+    cfg.train_cfg.max_epochs = 0
+    if status:
+        with pytest.raises(UserError, match='^val boxes: '):
+            preflight.build_runner(cfg).train()
+    else:
+        preflight.build_runner(cfg).train()
+
+
+def test_unknown_names_in_the_config_are_refused():
+    cfg = Config(dict(default_scope='mmdet', custom_hooks=[dict(type='PreflightHook', ignore=('box',))]))
+    with pytest.raises(UserError, match='PreflightHook.ignore has'):
+        check_config(cfg)

@@ -6,6 +6,7 @@ evaluations, the checkpoints and the moving average are those of the plain train
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,41 @@ def new_pipeline(cfg: Config) -> None:
         dict(type='Resize', scale=(96, 72), keep_ratio=True), dict(type='PackDetInputs')]))
 
 
+def rates(*schedulers: dict):
+    def change(cfg: Config) -> None:
+        cfg.param_scheduler = list(schedulers)
+    return change
+
+
+def accumulated_by_iterations(cfg: Config) -> None:
+    by_iterations(cfg)
+    cfg.optim_wrapper.accumulative_counts = 2
+
+
+def late_average(cfg: Config) -> None:
+    cfg.default_hooks.pop('ema')
+    cfg.custom_hooks.append(dict(type='EMAHook', momentum=0.1, begin_epoch=1, priority='ABOVE_NORMAL'))
+
+
+def several_best(cfg: Config) -> None:
+    cfg.val_evaluator.metric_items = ['mAP', 'mAP_50']
+    cfg.default_hooks.checkpoint.update(
+        save_best=['coco/bbox_mAP', 'coco/bbox_mAP_50'], rule=['greater', 'greater'], filename_tmpl='state_{}.pth')
+
+
+def plateau(cfg: Config) -> None:
+    cfg.param_scheduler = [dict(
+        type='ReduceOnPlateauLR', monitor='coco/bbox_mAP', rule='greater', threshold=2.0, threshold_rule='abs',
+        patience=0)]
+
+
+def more_hooks(cfg: Config) -> None:
+    cfg.custom_hooks[0].priority = 'LOWEST'  # PreflightHook
+    cfg.custom_hooks += [
+        dict(type='NumClassCheckHook'), dict(type='CheckInvalidLossHook', interval=1), dict(type='SyncBuffersHook'),
+        dict(type='EmptyCacheHook', after_epoch=True, priority='VERY_HIGH')]
+
+
 SETTINGS = {
     'as it is': {},
     'by iterations': by_iterations,
@@ -82,6 +118,36 @@ SETTINGS = {
     'no last checkpoint': {'default_hooks.checkpoint.interval': 3, 'default_hooks.checkpoint.save_last': False},
     'no moving average': lambda cfg: cfg.default_hooks.pop('ema'),
     'activation checkpointing': {'activation_checkpointing': ['backbone.layers.0']},
+    'warm-up, cosine and milestones at once': rates(
+        dict(type='LinearLR', start_factor=0.1, end=3, by_epoch=False),
+        dict(type='CosineAnnealingLR', begin=1, T_max=2, convert_to_iter_based=True),
+        dict(type='MultiStepLR', begin=1, milestones=[0, 5])),
+    'restarts': rates(dict(
+        type='CosineRestartLR', periods=[1, 3], restart_weights=[1, 0.5], eta_min=1e-6, by_epoch=False)),
+    'one cycle': rates(dict(type='OneCycleLR', eta_max=1e-3, total_steps=4, by_epoch=False)),
+    'momentum': rates(dict(type='LinearMomentum', start_factor=0.5, end=3, by_epoch=False)),
+    'a rate that waits for AP': plateau,
+    'no schedule': {'param_scheduler': None},
+    'accumulated by iterations': accumulated_by_iterations,
+    'an average from an epoch on': late_average,
+    'several best checkpoints of other names': several_best,
+    'environment, log by iterations, no timer': {
+        'find_unused_parameters': True, 'env_cfg.cudnn_benchmark': True, 'env_cfg.mp_cfg.opencv_num_threads': 2,
+        'log_processor': dict(by_epoch=False, window_size=2), 'default_hooks.logger.interval': 2,
+        'default_hooks.timer': None},
+    'priorities, hooks of mmdet and mmengine': more_hooks,
+    'published checkpoints, the first late': {
+        'default_hooks.checkpoint.published_keys': ['meta', 'state_dict'], 'default_hooks.checkpoint.save_begin': 2},
+    'the best by a metric that mmengine chooses': {'default_hooks.checkpoint.save_best': 'auto'},
+    'no checkpoints': {'default_hooks.checkpoint': None},
+    'fewer batches in an epoch': {'train_dataloader.num_batch_per_epoch': 1},
+    'images by class': {'train_dataloader.sampler': dict(_delete_=True, type='ClassAwareSampler')},
+    'stochastic weight averaging': {'default_hooks.ema': dict(
+        _delete_=True, type='EMAHook', ema_type='StochasticWeightAverage')},
+    "mmengine's constructor": {'optim_wrapper.constructor': 'DefaultOptimWrapperConstructor',
+                               'optim_wrapper.paramwise_cfg': dict(_delete_=True, norm_decay_mult=0.0)},
+    'clipped values': {'optim_wrapper.clip_grad': dict(_delete_=True, type='value', clip_value=0.1)},
+    'a log by iterations': {'log_processor': dict(by_epoch=False, window_size=2), 'default_hooks.logger.interval': 2},
 }
 
 
@@ -94,7 +160,8 @@ class Watch(Hook):
         self.steps, self.evaluations = [], []
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        rates = sorted({group['lr'] for group in runner.optim_wrapper.optimizer.param_groups})
+        rates = sorted({value for group in runner.optim_wrapper.optimizer.param_groups
+                        for value in (group['lr'], group.get('momentum', 0))})
         images = [(sample.img_path, sample.img_shape) for sample in data_batch['data_samples']]
         self.steps.append((runner.epoch, runner.iter, images, [f'{rate:.9g}' for rate in rates]))
 
@@ -109,7 +176,8 @@ def trained(cfg: Config) -> tuple:
     runner.train()
     folder = Path(cfg.work_dir)
     scalars = [json.loads(line) for path in folder.glob('*/vis_data/scalars.json') for line in path.open()]
-    files = {path.name for path in folder.glob('*.pth') if not path.name.startswith('best_')}  # AP is at random here
+    files = {re.sub('-[0-9a-f]{8}', '', path.name) for path in folder.glob('*.pth')
+             if not path.name.startswith('best_')}  # AP is at random here
     return watch.steps, watch.evaluations, files, [row['step'] for row in scalars], hasattr(runner, 'ema_model')
 
 
@@ -132,7 +200,8 @@ def test_same_as_plain(name, mini_scannet, monkeypatch, tmp_path):
             cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook['type'] not in own]
             for hook in ('preemption', 'record'):
                 del cfg.default_hooks[hook]
-            cfg.default_hooks.checkpoint.type = 'CheckpointHook'
+            if cfg.default_hooks.checkpoint:
+                cfg.default_hooks.checkpoint.type = 'CheckpointHook'
             cfg.default_hooks.visualization.type = 'DetVisualizationHook'
         outcomes.append(trained(cfg))
     plain, ours = outcomes

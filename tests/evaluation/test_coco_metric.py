@@ -2,17 +2,20 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmdet.registry import DATASETS, METRICS
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import BaseDataset
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
 from deit_detr.datasets.coco_file import read_annotations
+from deit_detr.engine.start.classes import check_classes
 from deit_detr.engine.start.data import check_data
 from deit_detr.engine.start.evaluator import build_metrics, check_evaluator
 from deit_detr.engine.start.findings import FAIL, OK, WARN
@@ -20,6 +23,7 @@ from deit_detr.errors import UserError
 from deit_detr.evaluation.detections import evaluate, read_data
 from deit_detr.evaluation.pri3d import Pri3DMetric
 from deit_detr.pages.data_page import make_data_page
+from deit_detr.pages.evaluated_run import EvaluatedRun, evaluate_run
 from tests.helpers.drawn_coco import draw_coco
 
 CLASSES = ('cup', 'fork', 'spoon')
@@ -123,6 +127,64 @@ def test_subset_of_frames_with_boxes(ann_file):
     assert metric.img_ids == [10, 20]
 
 
+def test_images_that_are_evaluated_twice_are_named(ann_file, caplog):
+    """The detections of all results of an image count together, so that the truth itself gets a low AP."""
+    twice = DATASETS.build(dict(type='RepeatDataset', times=2, dataset=config(ann_file)))
+    metric = METRICS.build(dict(type='CocoMetric', ann_file=str(ann_file)))
+    MMLogger.get_current_instance().addHandler(caplog.handler)
+    assert measure(metric, twice)['coco/bbox_mAP'] < 1
+    MMLogger.get_current_instance().removeHandler(caplog.handler)
+    assert '4 results are of an image that has others' in caplog.text
+    for dataset in (twice, DATASETS.build(dict(type='ConcatDataset', datasets=[config(ann_file)] * 2))):
+        status, message = check(ann_file, dataset)
+        assert status == FAIL and 'several images of one id, by RepeatDataset or by files that are joined' in message
+
+
+def test_evaluators_of_every_form_are_checked(ann_file, tmp_path):
+    draw_coco(tmp_path / 'more.json', tmp_path / 'more', [
+        dict(id=number, name=name) for number, name in enumerate(CLASSES, 1)], number=2)
+    metric = dict(type='CocoMetric', ann_file=str(ann_file))
+    for evaluator in (metric, [metric, dict(type='DumpDetResults', out_file_path='found.pkl')],
+                      dict(type='Evaluator', metrics=metric), dict(metrics=[metric, dict(metric, prefix='b')])):
+        assert check_evaluator(build_metrics(ConfigDict(e=evaluator).e), build(ann_file)) == (
+            OK, 'AP 1.0 for the ground truth of 4 images')
+    other = dict(metric, ann_file=str(tmp_path / 'more.json'))
+    both = DATASETS.build(dict(type='ConcatDataset', datasets=[config(ann_file), dict(
+        config(ann_file), ann_file=other['ann_file'], data_prefix=dict(img=f'{tmp_path}/more/'))]))
+    cfg = ConfigDict(type='MultiDatasetsEvaluator', dataset_prefixes=['a', 'b'], metrics=[metric, other])
+    assert check_evaluator(build_metrics(cfg), both)[0] == OK
+    cfg.metrics = [other, metric]
+    assert check_evaluator(build_metrics(cfg), both)[0] == FAIL
+    assert check_evaluator(build_metrics(None), both)[1] == 'no COCO metric in val_evaluator'
+
+
+def test_evaluator_without_a_file_needs_the_boxes_of_the_data_set(ann_file):
+    metrics = build_metrics(ConfigDict(type='CocoMetric'))
+    for meta_keys, expected in ((('img_id',), FAIL), (('img_id', 'instances'), OK)):
+        dataset = DATASETS.build(config(ann_file) | dict(pipeline=[dict(type='PackDetInputs', meta_keys=meta_keys)]))
+        status, message = check_evaluator(metrics, dataset)
+        assert status == expected and ('has no ann_file: set it, or add' in message) == (status == FAIL)
+
+
+@pytest.mark.parametrize('classes, status', [
+    (CLASSES, OK), (('fork',), OK), (('cup', 'spoon'), OK), (('spoon', 'cup'), FAIL), (('cup', 'knife'), FAIL)])
+def test_classes_of_the_file_that_are_not_trained(classes, status, ann_file):
+    """mmdet trains on some classes of a file and evaluates these; it numbers them in the file's order."""
+    dataset = DATASETS.build(config(ann_file) | dict(type='CocoDataset', metainfo=dict(classes=classes)))
+    metrics = build_metrics(ConfigDict(type='CocoMetric', ann_file=str(ann_file)))
+    found, message = check_classes(dict(val=dataset), dict(val=metrics), ConfigDict(num_classes=len(classes)))
+    assert found == status and ('but val_evaluator.ann_file has' in message) == (status == FAIL)
+    if status == OK:
+        assert check_evaluator(metrics, dataset)[0] == OK
+        metric = METRICS.build(dict(type='CocoMetric', ann_file=str(ann_file)))
+        assert measure(metric, dataset)['coco/bbox_mAP'] == 1
+        results = write_results(ann_file.with_name('found.json'), ann_file, 0)
+        cfg = ConfigDict(val_dataloader=dict(dataset=config(ann_file) | dict(
+            type='CocoDataset', metainfo=dict(classes=classes))))
+        evaluation = evaluate(read_data(cfg, 'val'), results)
+        assert evaluation.classes == list(classes) and evaluation.summary()['AP'] == 1
+
+
 # ---- files
 
 @pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16'])
@@ -203,6 +265,64 @@ def test_more_boxes_than_ap_counts(ann_file):
     edit(ann_file, lambda content: [row.update(bbox=[0, 0, 5, 5]) for row in content['annotations'][:9]])
     status, message = check(ann_file, dataset)
     assert status == FAIL and '100 detections' in message and 'differ in boxes' in message
+
+
+@pytest.mark.parametrize('proposal_nums', [None, (1, 10, 100), (100, 120, 200)])
+def test_log_report_and_preflight_count_as_many_detections(proposal_nums, ann_file, tmp_path, caplog):
+    """pycocotools' AP counts 100 detections for any limits, the others the last limit."""
+    def crowd(content):
+        content['annotations'] += [dict(
+            id=1000 + number, image_id=content['images'][0]['id'], category_id=1, area=16, iscrowd=0,
+            bbox=[number % 30 * 3, number // 30 * 10, 2, 8]) for number in range(149)]
+
+    edit(ann_file, crowd)
+    settings = dict(type='CocoMetric', ann_file=str(ann_file), classwise=True)
+    settings |= dict(proposal_nums=proposal_nums) if proposal_nums else {}
+    dataset = build(ann_file)
+    with caplog.at_level('INFO', 'mmengine'):
+        MMLogger.get_current_instance().addHandler(caplog.handler)
+        logged = measure(METRICS.build(settings), dataset)
+        MMLogger.get_current_instance().removeHandler(caplog.handler)
+    last = proposal_nums[-1] if proposal_nums else 1000
+    assert logged['coco/bbox_mAP'] == pytest.approx(np.mean([100 / 153, 1, 1]), abs=0.01)
+    assert logged['coco/bbox_mAP_50'] == (logged['coco/bbox_mAP'] if last == 100 else 1)
+    text = f'detections of a class in an image; AP50, AP75, AP by size and AP by class count {last}: 1 times'
+    assert (text in caplog.text) == (last != 100)
+
+    results = write_results(tmp_path / 'found.json', ann_file, 0)
+    run = EvaluatedRun(SimpleNamespace(folder=tmp_path, missing=[], config=Config(dict(
+        val_dataloader=dict(dataset=config(ann_file)), val_evaluator=settings))))
+    evaluate_run(run, None, results, tmp_path / 'kept.json')
+    reported = run.evaluation.summary()
+    for name, key in (('AP', 'mAP'), ('AP50', 'mAP_50'), ('AP75', 'mAP_75'), ('AP small', 'mAP_s')):
+        assert reported[name] == pytest.approx(logged[f'coco/bbox_{key}'], abs=6e-4), name
+    for name, values in zip(CLASSES, run.evaluation.class_ap(), strict=True):
+        assert values[0] == pytest.approx(logged[f'coco/{name}_precision'], abs=6e-4)
+    assert any(text in line for line in run.training.missing) == (last != 100)
+    assert run.evaluation.matches.gt_found.sum() == (161 if last != 100 else 111)
+
+    status, message = check(ann_file, dataset, **{'proposal_nums': settings.get('proposal_nums', (100, 300, 1000))})
+    assert status == WARN and f'AP {logged["coco/bbox_mAP"]} to' in message
+    assert ('set val_evaluator.proposal_nums=(100,300,1000)' if last == 100 else
+            f'bbox_mAP_50, which counts {last}') in message
+
+
+@pytest.mark.parametrize('changes, text', [
+    (dict(), None), (dict(iou_thrs=np.linspace(.5, .95, 10).tolist()), None), (dict(iou_thrs=[0.5]), 'iou_thrs'),
+    (dict(type='Pri3DMetric'), 'type Pri3DMetric'), (dict(type=MMDetCocoMetric), None),
+    (dict(ann_file='moved.json'), None), (dict(ann_file='other.json'), 'ann_file'), (dict(proposal_nums=[100]), None)])
+@pytest.mark.parametrize('put', [lambda x: x, lambda x: [dict(type='DumpDetResults', out_file_path='a.pkl'), x],
+                                 lambda x: dict(type='Evaluator', metrics=[x])])
+def test_report_says_why_the_log_has_other_numbers(put, changes, text, ann_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('other.json').write_text(ann_file.read_text() + ' ')
+    metric = dict(type='CocoMetric', ann_file=str(ann_file)) | changes
+    run = EvaluatedRun(SimpleNamespace(folder=tmp_path, missing=[], config=ConfigDict(
+        val_dataloader=dict(dataset=config(ann_file)), val_evaluator=put(metric))))
+    evaluate_run(run, None, write_results(tmp_path / 'found.json', ann_file, 0), tmp_path / 'kept.json')
+    assert run.evaluation.summary()['AP'] == 1
+    found = [line for line in run.training.missing if 'The log has other numbers' in line]
+    assert len(found) == (text is not None) and (not text or f'val_evaluator.{text}' in found[0])
 
 
 @pytest.mark.parametrize('change, reason', [

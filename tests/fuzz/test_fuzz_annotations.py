@@ -129,10 +129,10 @@ def test_no_file_name_leaves_the_folder(folder, name):
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
-    """Return the size that Pillow reads; ``None`` if it is not an image."""
+    """Return the size of the image as it is seen, turned by its EXIF orientation; ``None`` if it is not an image."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.size
+            return image.size[::-1] if image.getexif().get(0x112) in (5, 6, 7, 8) else image.size
     except Exception:  # decoders raise many types
         return None
 

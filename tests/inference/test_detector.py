@@ -1,6 +1,7 @@
 """``deit_detr.load``: the boxes of the evaluation from every kind of image, and clear errors."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -236,6 +237,28 @@ def test_pure_python_config_loads():
     pure = REPO / 'projects/deit_detr/configs/pure_python/detr_deit_tiny_8xb1_150e_scannet.py'
     with pytest.raises(UserError, match='no such checkpoint'):  # everything before the checkpoint has been read
         deit_detr.load(pure, 'nowhere.pth')
+
+
+@pytest.mark.slow
+def test_compiled_finds_the_same(detector_files, detector, frames):
+    backend = 'inductor' if shutil.which('g++') else 'aot_eager'  # which needs no C++ compiler
+    torch.compiler.reset()
+    compiled = deit_detr.load(*detector_files, device='cpu', compile=dict(backend=backend, fullgraph=True))
+    assert all(layer._compiled_call_impl for layer in compiled.model.decoder.layers)
+    for images, batch_size in ((frames[:1], 1), (frames[:2], 2)):
+        for a, b in zip(detector(images, 0, batch_size), compiled(images, 0, batch_size), strict=True):
+            torch.testing.assert_close(b.pred_instances.scores, a.pred_instances.scores, rtol=0, atol=1e-5)
+            best = a.pred_instances.scores > a.pred_instances.scores.median()  # near it, two may change places
+            torch.testing.assert_close(
+                b.pred_instances.bboxes[best], a.pred_instances.bboxes[best], rtol=0, atol=1e-2)
+            assert torch.equal(b.pred_instances.labels[best], a.pred_instances.labels[best])
+    torch.compiler.reset()
+
+
+def test_compiling_without_a_compiler(detector_files, monkeypatch):
+    monkeypatch.setattr('torch._inductor.config.cpp.cxx', ('no-such-compiler',))
+    with pytest.raises(UserError, match='compile=True needs a C\\+\\+ compiler on a CPU'):
+        deit_detr.load(*detector_files, device='cpu', compile=True)
 
 
 @pytest.mark.slow

@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+from deit_detr.errors import UserError
+from deit_detr.machine import GB
+from deit_detr.measuring import costs
 from deit_detr.measuring.costs import forward_flops
 from deit_detr.measuring.variants import Variant
 from tests.helpers.paths import REPO
@@ -63,6 +66,21 @@ def test_recipes_are_compared(run, tmp_path):
 def test_batch_that_does_not_fit(run, tmp_path):
     out = run(*BENCHMARK, 'train', '--size', 64, 96, '--find-batch', 0.3)
     assert '| fast 0.3 GB | 0 |' in out
+
+
+def test_largest_batch_is_searched_from_one_that_fits(monkeypatch):
+    def measure(variants: list[Variant], **_) -> list[dict]:
+        (trial,) = variants
+        tried.append(trial.batch)
+        if trial.batch > trial.memory_limit / GB:
+            raise UserError('out of memory')
+        return [dict(peak_gb=trial.batch)]
+
+    monkeypatch.setattr(costs, 'measure', measure)
+    for limit, known, batches in ((0, 0, [1]), (5, 0, [1, 2, 4, 8, 6, 5]), (13, 5, [6, 12, 24, 18, 15, 13, 14])):
+        tried = []
+        assert costs.largest_batch(Variant('', 'train', ''), limit, known) == limit
+        assert tried == batches
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from deit_detr.engine.start.trial_step import check_weights
 from deit_detr.errors import UserError
 from deit_detr.migration.config_2x import convert_config_2x
 from deit_detr.migration.config_text import config_text
+from deit_detr.migration.data_2x import root_from_environment
 from deit_detr.migration.read_2x import read_config_2x
 from tests.helpers.fork_server import start
 from tests.helpers.paths import REPO
@@ -46,7 +47,8 @@ def without_empty(value):
 
 
 def test_r50_equals_the_3x_config_of_mmdet(monkeypatch):
-    monkeypatch.delenv('MMDET_DATASETS', raising=False)
+    for name in ('DEIT_DATASETS', 'MMDET_DATASETS'):
+        monkeypatch.delenv(name, raising=False)
     official = Path(mmdet.__file__).parent / '.mim/configs/detr/detr_r50_8xb2-150e_coco.py'
     if not official.is_file():
         pytest.skip('this mmdet comes without its configs')
@@ -67,11 +69,21 @@ def test_r50_equals_the_3x_config_of_mmdet(monkeypatch):
     assert Path(converted.val_evaluator.ann_file) == Path(official.val_evaluator.ann_file)
 
 
-def test_data_root_follows_the_environment(monkeypatch):
-    monkeypatch.setenv('MMDET_DATASETS', '/elsewhere')  # without a slash at its end
+@pytest.mark.parametrize('name', ['DEIT_DATASETS', 'MMDET_DATASETS'])
+def test_data_root_follows_the_environment(name, monkeypatch):
+    monkeypatch.setenv('MMDET_DATASETS', '/replaced')
+    monkeypatch.setenv(name, '/elsewhere')  # without a slash at its end
     converted, _ = convert(R50)
     assert converted.train_dataloader.dataset.data_root == '/elsewhere'
     assert converted.val_evaluator.ann_file == '/elsewhere/annotations/instances_val2017.json'
+
+
+@pytest.mark.parametrize(
+    'root', ['data/coco/', 's3://a-b/c_d.e/', 'données/', 'my data/', "it's/", 'c++/', '(a)/', 'b\\c/', '$a/'])
+def test_any_data_root_is_kept(root, monkeypatch):
+    for name in ('DEIT_DATASETS', 'MMDET_DATASETS'):
+        monkeypatch.delenv(name, raising=False)
+    assert Config.fromstring(f'root = {root_from_environment(root)!r}', '.py').root == root
 
 
 def test_every_unknown_field_is_listed_by_path(tmp_path):

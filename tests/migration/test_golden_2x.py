@@ -46,7 +46,8 @@ def config(tmp_path_factory) -> Config:
     new = tmp_path_factory.mktemp('config') / 'converted.py'
     run_tool('misc/convert_config_2x.py', DATA_2X / 'detr_deit_tiny_8x1_150e_scannet.py', new)
     with pytest.MonkeyPatch.context() as environment:
-        environment.delenv('MMDET_DATASETS', raising=False)
+        for name in ('DEIT_DATASETS', 'MMDET_DATASETS'):
+            environment.delenv(name, raising=False)
         return Config.fromfile(new)
 
 
@@ -154,8 +155,8 @@ def leaves(value, path=''):
 
 def test_converted_config_is_the_seed_recipe(config, monkeypatch):
     """What differs is named here, field for field."""
-    monkeypatch.delenv('MMDET_DATASETS', raising=False)
-    monkeypatch.delenv('DEIT_CHECKPOINT', raising=False)
+    for name in ('DEIT_DATASETS', 'MMDET_DATASETS', 'DEIT_CHECKPOINT'):
+        monkeypatch.delenv(name, raising=False)
     seed = Config.fromfile(SEED_RECIPE)
     settings = [
         'model', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'val_evaluator', 'test_evaluator',

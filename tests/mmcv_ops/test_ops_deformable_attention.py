@@ -3,6 +3,8 @@
 import pytest
 import torch
 from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch
+from mmcv_ops.deformable_attention import deformable_attention
+from torch.library import opcheck
 
 from tests.helpers.operators import with_gradients
 
@@ -53,7 +55,25 @@ def test_empty(device, batch, queries):
     assert out.shape == (batch, queries, 12) and not any(grad.any() for grad in grads)
 
 
-def test_shapes_that_do_not_fit_the_tokens_are_refused(device):
-    value, locations, weights = (x.to(device) for x in tensors())
-    with pytest.raises(RuntimeError, match='split'):
+def test_shapes_that_do_not_fit_the_tokens_are_refused():
+    value, locations, weights = tensors()
+    with pytest.raises(RuntimeError, match='split'):  # a GPU does not read them on the host
         attend(value[:, 1:], locations, weights)
+    with pytest.raises(ValueError, match='70 tokens, value has 69'):
+        deformable_attention(value[:, 1:], SHAPES.tolist(), locations, weights)
+
+
+def test_operators_are_registered_as_pytorch_asks(device):
+    value, *others = (x.to(device) for x in tensors(dtype=torch.bfloat16))
+    others = [SHAPES.to(device), *(x.float().requires_grad_() for x in others)]
+    opcheck(torch.ops.mmcv_ops.deformable_attention.default, (value.requires_grad_(), *others))
+    inputs = [torch.ones_like(value[:, :7]).flatten(2), value, *others]
+    opcheck(torch.ops.mmcv_ops.deformable_attention_backward.default, tuple(x.detach() for x in inputs))
+
+
+def test_second_derivatives_are_refused(device):
+    value, *others = (x.to(device).requires_grad_() for x in tensors())
+    grad, = torch.autograd.grad(
+        deformable_attention(value, SHAPES.tolist(), *others).square().sum(), value, create_graph=True)
+    with pytest.raises(RuntimeError, match='differentiate twice'):
+        grad.sum().backward()

@@ -6,8 +6,8 @@ import logging
 import pytest
 import torch
 from mmcv.ops import MultiScaleDeformableAttention, get_compiling_cuda_version
-from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch
-from mmcv_ops.deformable_attention import choose_kernel, deformable_attention
+from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+from mmcv_ops.deformable_attention import _choice, _compiled, choose_kernel, deformable_attention
 from mmengine.logging import MMLogger
 from torch import nn
 
@@ -58,7 +58,7 @@ def test_samples_are_not_kept():
     assert max(saved_sizes(lambda: multi_scale_deformable_attn_pytorch(
         value, torch.tensor(shapes), locations, weights))) >= samples
     assert sorted(saved_sizes(lambda: deformable_attention(value, shapes, locations, weights))) == sorted(
-        x.numel() for x in (value, locations, weights))
+        [2 * len(shapes), *(x.numel() for x in (value, locations, weights))])
 
 
 def build(levels: int = 3, **kwargs) -> MultiScaleDeformableAttention:
@@ -101,6 +101,26 @@ def test_module_is_mmcvs(width, without):
     for a, b in zip(outputs_and_gradients(portable, inputs), outputs_and_gradients(plain, inputs), strict=True):
         assert b.abs().max() > 1e-3
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('width', [2, 4], ids=['points', 'boxes'])
+def test_shapes_on_the_host_give_the_same(width):
+    module, inputs = PortableDeformableAttention(build()), module_inputs(SHAPES['three levels'], width)
+    on_host = inputs | dict(spatial_shapes=SHAPES['three levels'], level_start_index=None)
+    with torch.inference_mode():  # what this keeps is used in training
+        module(**on_host)
+    for a, b in zip(outputs_and_gradients(module, on_host), outputs_and_gradients(module, inputs), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('on_host', [False, True], ids=['tensor', 'host'])
+def test_module_is_one_graph_for_torch_compile(on_host):
+    module, inputs = PortableDeformableAttention(build()), module_inputs(SHAPES['three levels'], 2)
+    if on_host:
+        inputs |= dict(spatial_shapes=SHAPES['three levels'], level_start_index=None)
+    compiled = torch.compile(module, fullgraph=True, backend='aot_eager')
+    for a, b in zip(outputs_and_gradients(compiled, inputs), outputs_and_gradients(module, inputs), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_parameters_are_taken_over():
@@ -153,7 +173,7 @@ def test_bfloat16_stays_near_float32(width):
 
 
 def test_the_choice_is_said_once():
-    choose_kernel.cache_clear()
+    _choice.cache_clear()
     messages = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
@@ -171,10 +191,13 @@ def test_the_choice_is_said_once():
     assert messages == ['deformable attention on cpu: PyTorch (mmcv has no compiled operator for it)']
 
 
-def test_mmcvs_operator_is_taken_where_it_was_compiled():
-    on_cuda = choose_kernel('cuda') == MultiScaleDeformableAttnFunction.apply
-    assert on_cuda == (get_compiling_cuda_version() != 'not available')
-    assert choose_kernel('cpu') != MultiScaleDeformableAttnFunction.apply
+def test_mmcvs_operator_is_taken_where_it_was_compiled_and_triton_does_not_work(monkeypatch):
+    monkeypatch.setattr('mmcv_ops.deformable_attention._triton', lambda device_type: None)
+    _choice.cache_clear()
+    chosen = choose_kernel('cuda')
+    _choice.cache_clear()
+    assert (chosen == _compiled) == (get_compiling_cuda_version() != 'not available')
+    assert choose_kernel('cpu') != _compiled
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')

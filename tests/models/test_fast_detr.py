@@ -5,10 +5,10 @@ import sys
 import pytest
 import torch
 from mmengine.structures import InstanceData
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deit_detr.models.matching import match, matching_costs
+from tests.helpers.host_reads import reads
 from tests.helpers.paths import REPO
 from tests.helpers.small_models import (
     BATCHES,
@@ -131,46 +131,6 @@ def test_matches_are_identical(plain, fast):
     found = match(costs.numpy(), num_gts)
     assert found.shape == (4, 4 * sum(min(NUM_QUERIES, number) for number in num_gts))
     assert set(map(tuple, found.T.tolist())) == expected
-
-
-class HostReads(TorchFunctionMode):
-    """Count the calls with which Python reads a tensor's values, which on a GPU wait for it."""
-
-    READS = {
-        getattr(torch.Tensor, name) for name in (
-            'cpu', 'item', 'tolist', 'nonzero', 'unique', '__bool__', '__float__', '__int__', '__index__')
-    } | {torch.nonzero, torch.unique}
-
-    def __init__(self):
-        self.number = 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.number += func in self.READS
-        return func(*args, **(kwargs or {}))
-
-
-class HostReadsInside(TorchDispatchMode):
-    """Count operators that read values below Python, as backward functions may."""
-
-    READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
-
-    def __init__(self):
-        super().__init__()
-        self.number = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.number += func in self.READS
-        return func(*args, **(kwargs or {}))
-
-
-def reads(model, data) -> int:
-    """Count the reads of a forward pass, the losses and the backward pass."""
-    model.train().zero_grad()
-    inputs = prepared(model, data)
-    with HostReads() as outside, HostReadsInside() as inside:
-        losses = model(**inputs, mode='loss')
-        sum(losses.values()).backward()
-    return outside.number + inside.number
 
 
 def test_head_reads_once_from_the_device(plain, fast, data):

@@ -1,4 +1,4 @@
-"""Additions of the recipe for many images a step: compiled modules, and batches of a few sizes."""
+"""Additions of the recipes for many images a step: compiled layers, and batches of a few sizes."""
 
 import copy
 import random
@@ -17,7 +17,9 @@ from tests.helpers.paths import REPO
 from tests.helpers.small_models import BATCHES, assert_equal_training, build_small, losses_and_gradients, noise
 
 FAST = 'detr-fast_deit-tiny_8xb1-150e_scannet'
-RECIPE = REPO / 'projects/deit_detr/configs/detr-fast_deit-tiny_1xb16-150e_scannet.py'
+ONE_GPU = [
+    'detr-fast_deit-tiny_1xb16-150e_scannet', 'lw-detr_deit-tiny_1xb32-12e_scannet',
+    'dino_deit-tiny_1xb16-12e_scannet']
 SHALLOW = {'model.encoder.num_layers': 1, 'model.decoder.num_layers': 1}
 
 
@@ -30,7 +32,7 @@ def nothing_compiled():
 
 
 def build_compiled(backend: str) -> torch.nn.Module:
-    """Raise an error if a module is not one graph."""
+    """Build a model that raises an error if a layer is not one graph."""
     return build_small(FAST, SHALLOW | {'model.compile': dict(backend=backend, dynamic=False, fullgraph=True)})
 
 
@@ -46,8 +48,34 @@ def test_compiled_model_computes_the_same(backend, name, bfloat16):
     assert counters['stats']['unique_graphs'] == 3
 
 
+#: Graphs of a step: layers of backbone, encoder and decoder; the first layer of a decoder may have other inputs.
+GRAPHS = {
+    'detr-fast': 4, 'conditional-detr': 4, 'dab-detr': 4, 'deformable-detr': 4, 'dino': 3, 'lw-detr': 3}
+
+
 @pytest.mark.slow
-def test_one_graph_for_each_module_and_size():
+@pytest.mark.parametrize('family', GRAPHS)
+def test_layers_of_every_family_are_graphs_and_share_them(family):
+    """Bit for bit the same, since the backend runs the operators as they were traced, and no graph breaks."""
+    (recipe,) = (REPO / 'projects/deit_detr/configs').glob(f'{family}_deit-tiny_*_mini-scannet.py')
+    options = {'model.decoder.num_layers': 3}
+    if family == 'lw-detr':
+        options |= {
+            'model.num_groups': 3, 'model.backbone.window_size': 3, 'model.backbone.global_layers': [1],
+            'model.backbone.out_indices': [0, 1], 'model.neck.in_channels': [192, 192]}
+    plain = build_small(recipe.stem, options)
+    compiled = build_small(
+        recipe.stem, options | {'model.compile': dict(backend='eager', dynamic=False, fullgraph=True)})
+    (losses_a, gradients_a), (losses_b, gradients_b) = (
+        losses_and_gradients(model, BATCHES['padded']) for model in (plain, compiled))
+    assert all(torch.equal(losses_b[name], loss) for name, loss in losses_a.items())
+    assert all(torch.equal(gradients_b[name], gradient) for name, gradient in gradients_a.items())
+    assert counters['stats']['unique_graphs'] == GRAPHS[family]
+    assert not counters['graph_break']
+
+
+@pytest.mark.slow
+def test_one_graph_for_each_kind_of_layer_and_size():
     model = build_compiled('eager')
     sizes = [(64, 96), (64, 80), (80, 96)]
     for height, width in sizes + sizes:
@@ -121,8 +149,9 @@ def test_every_process_draws_the_same_sizes():
     assert shapes[0] == shapes[1] and len(set(shapes[0])) == 3
 
 
-def test_recipe_pads_nothing_and_has_five_sizes(data_roots):
-    cfg = Config.fromfile(RECIPE)
+@pytest.mark.parametrize('name', ONE_GPU)
+def test_recipe_pads_nothing_and_has_five_sizes(name, data_roots):
+    cfg = Config.fromfile(REPO / f'projects/deit_detr/configs/{name}.py')
     init_default_scope(cfg.default_scope)
     dataset = DATASETS.build(copy.deepcopy(cfg.train_dataloader.dataset))
     module = MODELS.build(copy.deepcopy(cfg.model.data_preprocessor))

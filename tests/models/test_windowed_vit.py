@@ -119,6 +119,19 @@ def test_maps_of_several_layers_pass_the_final_norm():
         torch.testing.assert_close(of_b[index], expected, rtol=0, atol=1e-5)
 
 
+def test_global_layers_see_real_tokens_without_a_mask(monkeypatch):
+    """75x110 pixels are 5x7 tokens: four windows of 3x4, one row and one column of which are padding."""
+    seen, attend = [], torch.nn.functional.scaled_dot_product_attention
+
+    def watch(q, k, v, takes_part=None, **kwargs):
+        seen.append((q.shape[0], q.shape[2], takes_part is not None))
+        return attend(q, k, v, takes_part, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, 'scaled_dot_product_attention', watch)
+    windowed([1, 3])(images(75, 110))
+    assert seen == [(8, 12, True), (2, 35, False)] * 2
+
+
 def test_drop_path_drops_in_training_only():
     model = windowed([1, 3], drop_path_rate=0.9)
     x = images(80, 112)
@@ -146,11 +159,10 @@ def test_windows_cut_and_join(rows, columns, most):
     assert number * side < (rows + windows.number[0]) * (columns + windows.number[1])
     assert torch.equal(windows.join(parts), x)
 
-    local, everywhere = windows.masks(2)
+    mask = windows.mask(2)
     if number * side == rows * columns:
-        assert local is None and everywhere is None
+        assert mask is None
     else:
-        assert everywhere.sum() == rows * columns
-        assert local.flatten(1).any(1).all(), 'a window of padding alone would be NaN'
+        assert mask.flatten(1).any(1).all(), 'a window of padding alone would be NaN'
         ones = torch.ones(2, rows, columns, 1, dtype=torch.bool)
-        assert torch.equal(local.view(2, number, side, 1), windows.split(ones))
+        assert torch.equal(mask.view(2, number, side, 1), windows.split(ones))

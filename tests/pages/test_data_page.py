@@ -1,5 +1,7 @@
 """The page about a data set: oddities counted by hand, the page in a browser."""
 
+import base64
+import io
 import json
 import shutil
 import sys
@@ -10,6 +12,7 @@ from PIL import Image
 
 from deit_detr.errors import UserError
 from deit_detr.pages.data_page import ODDITIES, choose_images, find_images, make_data_page, read_split
+from deit_detr.pages.html import picture
 from tests.helpers.browser import browser  # noqa: F401 - a fixture
 from tests.helpers.paths import REPO
 
@@ -77,6 +80,30 @@ def test_boxes_that_training_leaves_out_are_named(odd_data, tmp_path):
     content['annotations'][4]['ignore'] = 1
     odd_data.write_text(json.dumps(content))
     assert '; area 0: 2; ignore: 1; ' in make_data_page([odd_data], tmp_path / 'browse.html')
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'TIFF'])
+def test_pictures_are_upright_as_in_training(kind, tmp_path):
+    """The EXIF orientation counts: for the size, in the page and in the sheet."""
+    exif = Image.Exif()
+    exif[0x112] = 6  # red is at the bottom left of the file, at the top left of the picture
+    stored = Image.new('RGB', (80, 100), 'blue')
+    stored.paste('red', (0, 50, 40, 100))
+    (tmp_path / 'odd').mkdir()
+    stored.save(tmp_path / 'odd/0.jpg', kind, exif=exif)
+    content = dict(images=[dict(id=1, file_name='0.jpg', width=100, height=80)], categories=[dict(id=1, name='cup')],
+                   annotations=[dict(id=1, image_id=1, category_id=1, bbox=[60, 50, 20, 20], area=400, iscrowd=0)])
+    (tmp_path / 'odd.json').write_text(json.dumps(content))
+    assert read_split(tmp_path / 'odd.json', tmp_path / 'odd').image_kinds == {1: []}
+    make_data_page([tmp_path / 'odd.json'], tmp_path / 'page.html', sheet=tmp_path / 'sheet.png')
+    data = base64.b64decode(picture(tmp_path / 'odd/0.jpg').split(',')[1])
+    for image in (Image.open(io.BytesIO(data)), Image.open(tmp_path / 'sheet.png')):
+        assert image.width > image.height
+        red, _, blue = image.convert('RGB').getpixel((4, 4))
+        assert red > 200 > 50 > blue
+    content['images'][0].update(width=80, height=100)  # as the file is stored: training sees it turned
+    (tmp_path / 'odd.json').write_text(json.dumps(content))
+    assert read_split(tmp_path / 'odd.json', tmp_path / 'odd').image_kinds == {1: [list(ODDITIES).index('other size')]}
 
 
 def test_page_in_a_browser(odd_data, browser, tmp_path):  # noqa: F811

@@ -218,7 +218,8 @@ def test_hostile_names_stay_text(work_dir, annotations, mini_scannet, prediction
     missing = make_report(
         [work_dir], out, predictions=predictions[:1], cfg_options={
             f'{dataset}.type': 'CheckedCocoDataset', f'{dataset}.data_root': f'{root}/', f'{dataset}.metainfo.classes':
-            classes, f'{dataset}.ann_file': 'val.json', f'{dataset}.data_prefix.img': ''})
+            classes, f'{dataset}.ann_file': 'val.json', f'{dataset}.data_prefix.img': '',
+            'val_evaluator.ann_file': str(root / 'val.json')})
     assert missing == []
     browser.open(out)
     assert browser.problems == []

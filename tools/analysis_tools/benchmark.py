@@ -6,8 +6,12 @@ Examples:
     python tools/analysis_tools/benchmark.py train --batch 16 --amp --compile --baseline --json train.json
     python tools/analysis_tools/benchmark.py train --amp --find-batch 8 12 16 24 40 80
     python tools/analysis_tools/benchmark.py infer --size 640 640 --batch 4 --baseline
+    python tools/analysis_tools/benchmark.py infer --amp --compile reduce-overhead
     python tools/analysis_tools/benchmark.py head --batch 8 --baseline
     python tools/analysis_tools/benchmark.py deformable --baseline
+    python tools/analysis_tools/benchmark.py gpu --dry-run
+    python tools/analysis_tools/benchmark.py gpu --json after.json --against docs/gpu_60cee77.json
+    python tools/analysis_tools/benchmark.py operators --json operators.json
     python tools/analysis_tools/benchmark.py recipes
     python tools/analysis_tools/benchmark.py recipes --configs A.py B.py --size 240 320
     python tools/analysis_tools/benchmark.py data --workers 0 1 2
@@ -22,24 +26,42 @@ from pathlib import Path
 from deit_detr.command_line import run_cli
 from deit_detr.errors import UserError
 from deit_detr.files import write_json
-from deit_detr.machine import describe
+from deit_detr.machine import GB, describe
 from deit_detr.measuring.benchmark import measure
 from deit_detr.measuring.costs import count_parameters, forward_flops, largest_batch, matmul_rate, recipe_cost
 from deit_detr.measuring.data_speed import loader_rate, pipeline_times
-from deit_detr.measuring.variants import Variant
+from deit_detr.measuring.gpu import (
+    FAMILIES,
+    RECIPES,
+    compare_with,
+    gpu_rows,
+    measure_groups,
+    milliseconds,
+    read_results,
+    select,
+)
+from deit_detr.measuring.operators import count_operators
+from deit_detr.measuring.variants import Variant, make_step
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIGS = REPO / 'projects/deit_detr/configs'
-FAST = CONFIGS / 'detr-fast_deit-tiny_8xb1-150e_scannet.py'
+FAST = CONFIGS / RECIPES['detr-fast']
+MEMORIES = [8, 12, 16, 24, 40, 80]
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        'task', choices=['train', 'infer', 'head', 'deformable', 'recipes', 'data', 'convert'], help='what to measure')
+        'task', choices=['train', 'infer', 'head', 'deformable', 'gpu', 'operators', 'recipes', 'data', 'convert'],
+        help='what to measure')
     parser.add_argument('--config', default=str(FAST), help='the recipe (default: the fast twin of the seed recipe)')
-    parser.add_argument('--json', metavar='FILE', help='write all numbers, those of each step included, to a file')
+    parser.add_argument(
+        '--configs', nargs='+', metavar='CONFIG',
+        help="recipes, of --find-batch (default: that of --config), operators (one of each family) and recipes (all of "
+             "this project's for ScanNet)")
+    parser.add_argument(
+        '--json', '--out', metavar='FILE', help='write all numbers, those of each step included, to a file')
 
     steps = parser.add_argument_group('train, infer, head, deformable')
     steps.add_argument('--baseline', action='store_true', help="also measure mmdet's classes: float32, not compiled")
@@ -51,25 +73,34 @@ def parse_args() -> argparse.Namespace:
         '--padded', action='store_true', help='every second image 64 pixels shorter and 32 narrower (with --batch 2)')
     steps.add_argument('--boxes', type=int, default=10, help='boxes per image (default: 10)')
     steps.add_argument('--amp', action='store_true', help='use bfloat16')
-    steps.add_argument('--compile', action='store_true', help='use torch.compile')
+    steps.add_argument(
+        '--compile', nargs='?', const=True, default=False, metavar='MODE',
+        help='use torch.compile; with MODE reduce-overhead also CUDA graphs')
     steps.add_argument('--checkpointing', action='store_true', help='recompute activations')
     steps.add_argument('--dropout', action='store_true', help='keep dropout on')
-    steps.add_argument('--steps', type=int, default=5, help='measured steps (default: 5)')
-    steps.add_argument('--warmup', type=int, default=1, help='steps before them (default: 1)')
+    steps.add_argument('--steps', type=int, help='measured steps (default: 5; gpu: 10)')
+    steps.add_argument('--warmup', type=int, help='steps before them (default: 1; gpu: 3)')
     steps.add_argument(
-        '--find-batch', type=float, nargs='+', metavar='GB',
-        help='find the largest batch that fits into this much memory instead')
+        '--find-batch', type=float, nargs='*', metavar='GB',
+        help='find the largest batch that fits into this much memory instead (default: 8 12 16 24 40 80)')
 
-    recipes = parser.add_argument_group('recipes', 'these also use --size, --batch, --boxes, --steps and --warmup')
-    recipes.add_argument(
-        '--configs', nargs='+', metavar='CONFIG', default=sorted(map(str, CONFIGS.glob('*_scannet.py'))),
-        help="the recipes to compare (default: all of this project's for ScanNet)")
+    gpu = parser.add_argument_group('gpu', 'a fixed list of rows; --steps and --warmup also apply')
+    gpu.add_argument(
+        '--rows', nargs='+', metavar='REGEX', default=[''], help="only rows with this in their names: 'train lw-detr,'")
+    gpu.add_argument('--minutes', type=float, default=4.5, help='begin no row after this time (default: 4.5)')
+    gpu.add_argument(
+        '--against', metavar='FILE', help='JSON file of an earlier run on the same GPU model: also print the ratios')
+    gpu.add_argument('--dry-run', action='store_true', help='all rows with tiny images, one step each; no GPU needed')
 
     data = parser.add_argument_group('data, convert')
     data.add_argument('--workers', type=int, nargs='+', default=[0, 1, 2], help='numbers of processes (default: 0 1 2)')
     data.add_argument('--images', type=int, default=200, help='images to load (default: 200)')
     data.add_argument('--root', metavar='SCANNET_ROOT', help='folder to convert: scannet_frames_25k')
-    return parser.parse_args()
+    args = parser.parse_args()
+    several = args.task == 'gpu' and not args.dry_run
+    args.steps = args.steps or (10 if several else 1 if args.task == 'gpu' else 5)
+    args.warmup = (3 if several else 1) if args.warmup is None else args.warmup
+    return args
 
 
 def variants_of(args: argparse.Namespace) -> list[Variant]:
@@ -106,16 +137,65 @@ def compare(args: argparse.Namespace) -> dict:
 
 
 def find_batch(args: argparse.Namespace) -> dict:
-    """Find the largest batch for each amount of memory."""
+    """Find the largest batch for each amount of memory that the device has."""
+    import torch
+
+    has = torch.cuda.get_device_properties(0).total_memory / GB if torch.cuda.is_available() else float('inf')
     found = {}
-    for variant in variants_of(args):
-        for gigabytes in args.find_batch:
-            print(f'{variant.name}, {gigabytes:g} GB', flush=True)
-            found[f'{variant.name} {gigabytes:g} GB'] = largest_batch(variant, gigabytes)
+    for config in args.configs or [args.config]:
+        args.config = config
+        for variant in variants_of(args):
+            batch = 0
+            for gigabytes in sorted(limit for limit in args.find_batch or MEMORIES if limit <= has):
+                name = f'{Path(config).stem + " " if args.configs else ""}{variant.name} {gigabytes:g} GB'
+                print(name, flush=True)
+                found[name] = batch = largest_batch(variant, gigabytes, batch)
     print('\n| | largest batch |\n|---|---|')
     for name, batch in found.items():
         print(f'| {name} | {batch} |')
     return dict(largest_batch=found)
+
+
+def gpu(args: argparse.Namespace) -> dict:
+    """Measure the fixed list of rows on the GPU."""
+    import torch
+
+    if not torch.cuda.is_available() and not args.dry_run:
+        raise UserError('gpu needs a GPU, and PyTorch finds none; --dry-run tries the same rows with tiny images')
+    groups = select(gpu_rows(CONFIGS, args.dry_run), args.rows)
+    if not groups:
+        raise UserError(f'--rows {" ".join(args.rows)}: no row has such a name')
+    before = read_results(args.against) if args.against else []
+    machine, results = describe(), []
+    for results in measure_groups(groups, args.steps, args.warmup, float('inf') if args.dry_run else args.minutes):
+        compare_with(results, before)
+        if args.json:  # what is measured stays if the time on a rented GPU ends
+            write_json(args.json, dict(command=vars(args), machine=machine, results=results))
+    print('\n| | ms | images/s | GB | GPU busy | launches | waits | pageable copies | speed-up | memory '
+          '| speed-up against before | memory |\n' + '|---' * 12 + '|')
+    for row in results:
+        if 'error' in row:
+            print(f'| {row["name"]} | {row["error"]} |' + ' |' * 10)
+            continue
+        ratios = [f'{row[key]:.2f}' if key in row else '' for key in (
+            'speedup', 'memory_ratio', 'times_before', 'memory_before')]
+        print(f'| {row["name"]} | {milliseconds(row)[:-3]} | {row["images_per_second"]:.3g} | {row["peak_gb"]:.2f} '
+              f'| {row["busy"]:.0%} | {row["launches"]} | {row["waits"]} | {row["pageable_copies"]} '
+              f'| {" | ".join(ratios)} |')
+    return dict(results=results)
+
+
+def operators(args: argparse.Namespace) -> dict:
+    """Count the operators of a training step at batch 2 and 8."""
+    rows = []
+    print('| | batch 2: operators / casts / reads | batch 8 |\n|---|---|---|')
+    for config in args.configs or [str(CONFIGS / RECIPES[family]) for family in FAMILIES]:
+        counts = {batch: count_operators(make_step(Variant(
+            Path(config).stem, 'train', config, batch=batch, size=(320, 320), amp=True)))._asdict() for batch in (2, 8)}
+        rows.append(dict(name=Path(config).stem, **{f'batch_{batch}': count for batch, count in counts.items()}))
+        cells = (' / '.join(f'{number:,}' for number in count.values()) for count in counts.values())
+        print(f'| {Path(config).stem} | {" | ".join(cells)} |', flush=True)
+    return dict(operators=rows)
 
 
 def recipes(args: argparse.Namespace) -> dict:
@@ -123,9 +203,7 @@ def recipes(args: argparse.Namespace) -> dict:
     rows = []
     print('| | parameters | GFLOP | latency, ms | inference, GB | training, s/step | training, GB |')
     print('|---|---|---|---|---|---|---|')
-    for config in args.configs:
-        if not Path(config).is_file():
-            raise UserError(f'{config}: no such config file')
+    for config in args.configs or sorted(map(str, CONFIGS.glob('*_scannet.py'))):
         size = tuple(args.size)
         cost = recipe_cost(config, size, args.steps)
         variant = Variant(
@@ -172,12 +250,13 @@ def convert(args: argparse.Namespace) -> dict:
 def main() -> None:
     """Measure, print a table and write the JSON file."""
     args = parse_args()
-    if not Path(args.config).is_file():
-        raise UserError(f'{args.config}: no such config file')
+    for config in [args.config, *(args.configs or ())]:
+        if not Path(config).is_file():
+            raise UserError(f'{config}: no such config file')
     machine = describe()
     print(f'{machine["device"]}; torch {machine["torch"]}; commit {machine["commit"]}\n', flush=True)
-    tasks = dict(recipes=recipes, data=data, convert=convert)
-    numbers = tasks.get(args.task, find_batch if args.find_batch else compare)(args)
+    tasks = dict(gpu=gpu, operators=operators, recipes=recipes, data=data, convert=convert)
+    numbers = tasks.get(args.task, compare if args.find_batch is None else find_batch)(args)
     if args.json:
         write_json(args.json, dict(command=vars(args), machine=machine, **numbers))
 

@@ -22,8 +22,7 @@ from deit_detr.command_line import run_cli  # first: it says in a sentence which
 from deit_detr.errors import UserError
 
 # isort: split
-from mmengine.config import DictAction
-
+from deit_detr.config_file import Options
 from deit_detr.measuring import race, race_report
 
 TRAIN = Path(__file__).resolve().parents[1] / 'train.py'
@@ -41,7 +40,7 @@ def parse_args() -> argparse.Namespace:
         help='recipes to train also for all of their epochs, with the first seed')
     parser.add_argument('--out', default='work_dirs/race', metavar='DIR', help='folder (default: work_dirs/race)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE',
         help='override settings of every recipe')
     parser.add_argument('--plot-only', metavar='DIR', help='only write the tables and plot of DIR again')
     return parser.parse_args()

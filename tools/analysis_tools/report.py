@@ -11,8 +11,7 @@ from pathlib import Path
 from deit_detr.command_line import run_cli  # first: it says in a sentence which package cannot be imported
 
 # isort: split
-from mmengine.config import DictAction
-
+from deit_detr.config_file import Options
 from deit_detr.pages.report import make_report
 
 EPILOG = """\
@@ -37,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--attention', type=int, default=4, metavar='N', help='images whose attention is shown (default: 4)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=Options, metavar='KEY=VALUE',
         help='override settings of the configs, e.g. val_dataloader.dataset.data_root=elsewhere/')
     args = parser.parse_args()
     if args.images < 0 or args.attention < 0:

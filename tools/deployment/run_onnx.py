@@ -19,13 +19,18 @@ From Python, with this file on the path:
 import argparse
 import json
 import os
+import re
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import onnxruntime
+
+#: Largest ratio of the sides of an image, as in ``demo.py``.
+MAX_ASPECT = 20
 
 
 class InputError(ValueError):
@@ -80,6 +85,9 @@ class OnnxDetector:
             InputError: If the model cannot run on an image of this shape.
         """
         height, width = image.shape[:2]
+        if max(height, width) > MAX_ASPECT * min(height, width):
+            raise InputError(f'{width}x{height} pixels: one side is more than {MAX_ASPECT} times the other, which is '
+                             'too narrow after resizing. Cut the image into pieces')
         resized = self.resize(image)
         try:
             results = self.session.run(None, {'images': resized[None]})
@@ -118,11 +126,56 @@ class OnnxDetector:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read an image as BGR, rotated by its EXIF orientation."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
-    if image is None:
+    """Read an image as BGR, uint8, as evaluation and ``demo.py`` do.
+
+    It is rotated by its EXIF orientation and loses its transparency.
+
+    Raises:
+        InputError: If it cannot be read, its pixels do not fit into 8 bits a channel, or it is a transparent TIFF.
+    """
+    if not path.is_file():
         raise InputError(f'{path}: {"cannot be read as an image" if path.exists() else "no such image file"}')
+    data = np.fromfile(path, np.uint8)
+    head = data[:200].tobytes()
+    is_tiff = head.startswith((b'II', b'MM'))
+
+    def decode(flags: int) -> np.ndarray:
+        try:
+            image = cv2.imdecode(data, flags)
+        except cv2.error:  # for an empty file
+            image = None
+        if image is None:
+            raise InputError(f'{path}: cannot be read as an image')
+        return image
+
+    # of TIFFs, OpenCV turns neither floating-point numbers nor 32-bit integers into colours
+    image = decode(cv2.IMREAD_UNCHANGED if is_tiff else cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    brightest = re.match(rb'P[2356](?:\s+(?:#[^\n]*\n\s*)*(\d+)){3}\s', head)  # of PPM and PGM
+    if image.dtype != np.uint8 or brightest and brightest[1] not in (b'1', b'255'):
+        raise InputError(
+            f'{path}: its pixels are {image.dtype}{f" up to {int(brightest[1])}" if brightest else ""}, not 0 to '
+            "255 in each channel. Convert all images alike, e.g. for 12 bits cv2.imwrite('new.png', (cv2.imread("
+            "'old.png', cv2.IMREAD_UNCHANGED) / 4095 * 255).astype('uint8'))")
+    if is_tiff:
+        if image.ndim == 3 and image.shape[2] == 4 and image[..., 3].min() < 255:
+            raise InputError(f'{path}: a TIFF with transparency, by which OpenCV multiplies its colours: save it '
+                             'without, or as PNG')
+        image = decode(cv2.IMREAD_COLOR)
     return image
+
+
+def picture_names(paths: Iterable[Path]) -> dict[Path, Path]:
+    """Return a name for the picture of each image: its path below the innermost folder that all are in.
+
+    ``color`` is left out of ScanNet's ``SCENE/color/NAME.jpg``.
+    """
+    files = {path: Path(os.path.abspath(path)) for path in paths}
+    folder = Path(os.path.commonpath([file.parent for file in files.values()]))
+    folder = folder.parent.parent if folder.name == 'color' else folder  # there is one scene
+    names = {path: file.relative_to(folder) for path, file in files.items()}
+    short = {path: name.parent.parent / name.name if name.parent.name == 'color' else name
+             for path, name in names.items()}
+    return short if len(set(short.values())) == len(set(names.values())) else names
 
 
 def detect(detector: OnnxDetector, path: Path) -> tuple:
@@ -134,9 +187,10 @@ def detect(detector: OnnxDetector, path: Path) -> tuple:
         raise InputError(f'{path}: {error}') from error
 
 
-def show(detector: OnnxDetector, paths: list, score_thr: float, out_dir: Path) -> None:
-    """Print the detections of each image, and draw them into ``out_dir`` unless it is None."""
-    for path in paths:
+def show(detector: OnnxDetector, paths: list, score_thr: float, out_dir: Path | None) -> None:
+    """Print the detections of each image, and draw them into ``out_dir``, in the folders of the images."""
+    inputs = {path.resolve() for path in paths}
+    for path, name in picture_names(paths).items():
         start = time.perf_counter()
         image, *found = detect(detector, path)
         milliseconds = 1000 * (time.perf_counter() - start)
@@ -145,11 +199,15 @@ def show(detector: OnnxDetector, paths: list, score_thr: float, out_dir: Path) -
         for box, score, label in zip(boxes, scores, labels, strict=True):
             print(f'  {detector.classes[label]} {score:.3f} at {", ".join(f"{value:.1f}" for value in box)}')
         if out_dir is not None:
-            out = out_dir / path.name
-            if out.resolve() == path.resolve():
-                raise InputError(f'{path}: would be overwritten. Choose another --out-dir')
-            out_dir.mkdir(parents=True, exist_ok=True)
-            if not cv2.imwrite(str(out), detector.draw(image, boxes, scores, labels)):
+            out = out_dir / name
+            if out.resolve() in inputs:
+                raise InputError(f'{out}: would be overwritten. Choose another --out-dir')
+            try:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                written = cv2.imwrite(str(out), detector.draw(image, boxes, scores, labels))
+            except (OSError, cv2.error):  # OpenCV's if the suffix is not that of a picture
+                written = False
+            if not written:
                 raise InputError(f'{out}: cannot be written')
 
 
@@ -188,7 +246,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', type=Path, help='file written by export_onnx.py')
     parser.add_argument('images', nargs='+', type=Path, help='image files, or the folder of the images of --ann-file')
-    parser.add_argument('--out-dir', type=Path, help='folder for pictures of the detections')
+    parser.add_argument('--out-dir', type=Path, help='folder for pictures of the detections, one per image')
     parser.add_argument('--score-thr', type=float, default=0.3, help='minimum score, 0 to 1 (default: 0.3)')
     parser.add_argument('--threads', type=int, default=0, help="CPU threads (default: ONNX Runtime's choice)")
     parser.add_argument('--ann-file', type=Path, help='annotations in COCO format; detect objects in their images')

@@ -1,6 +1,6 @@
 """ScanNet-frames-25k, 20 classes, as tools/dataset_converters/scannet2coco.py writes it."""
 dataset_type = 'ScanNetDataset'
-data_root = '{{$MMDET_DATASETS:data/scannet-frames/}}'
+data_root = '{{$DEIT_DATASETS:<old>}}'.replace('<old>', '{{$MMDET_DATASETS:data/scannet-frames/}}')  # its old name
 backend_args = None
 
 scales = [(size, 1333) for size in range(480, 801, 32)]

@@ -8,6 +8,7 @@ ffn = dict(
 
 model = dict(
     type='FastConditionalDETR',
+    data_preprocessor=dict(type='FastDataPreprocessor', non_blocking=True),  # the host does not wait for copies
     num_queries=300,
     neck=dict(
         type='ChannelMapper', in_channels=[192], kernel_size=1, out_channels=embed_dims, act_cfg=None, norm_cfg=None,
@@ -24,4 +25,4 @@ model = dict(
             ffn_cfg=ffn),
         return_intermediate=True),
     positional_encoding=dict(num_feats=embed_dims // 2, normalize=True),
-    bbox_head=dict(type='ConditionalDETRHead', embed_dims=embed_dims))
+    bbox_head=dict(type='FastConditionalDETRHead', embed_dims=embed_dims))

@@ -19,6 +19,6 @@ model = dict(
             cross_attn_cfg=attention_dropout,
             ffn_cfg=dict(ffn_drop=0.0, act_cfg=dict(_delete_=True, type='PReLU')))),
     positional_encoding=dict(temperature=20),
-    bbox_head=dict(type='DABDETRHead', loss_cls=dict(loss_weight=1.0)),
+    bbox_head=dict(type='FastDABDETRHead', loss_cls=dict(loss_weight=1.0)),
     train_cfg=dict(
         assigner=dict(match_costs=[dict(type='FocalLossCost', weight=2.0, eps=1e-8), *_base_.box_costs])))

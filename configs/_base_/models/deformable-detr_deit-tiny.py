@@ -11,6 +11,7 @@ ffn = dict(embed_dims=embed_dims, feedforward_channels=1024, ffn_drop=0.1)
 
 model = dict(
     type='FastDeformableDETR',
+    data_preprocessor=dict(type='FastDataPreprocessor', non_blocking=True),  # the host does not wait for copies
     num_queries=300,
     num_feature_levels=len(strides),
     with_box_refine=True,
@@ -26,4 +27,4 @@ model = dict(
             ffn_cfg=ffn),
         post_norm_cfg=None),
     positional_encoding=dict(num_feats=embed_dims // 2, normalize=True, offset=-0.5),
-    bbox_head=dict(type='DeformableDETRHead', embed_dims=embed_dims, sync_cls_avg_factor=True))
+    bbox_head=dict(type='FastDeformableDETRHead', embed_dims=embed_dims, sync_cls_avg_factor=True))

@@ -5,6 +5,7 @@ out_indices = [2, 5, 8, 11]
 
 model = dict(
     type='LWDETR',
+    data_preprocessor=dict(type='FastDataPreprocessor', non_blocking=True),  # the host does not wait for copies
     num_queries=100,
     num_groups=13,  # in training; inference uses one
     anchor_size=0.25,  # 0.05 in the paper; most things in a room fill a quarter of the image's width

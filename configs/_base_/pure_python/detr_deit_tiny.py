@@ -45,8 +45,7 @@ model = dict(
         out_type='featmap',
         init_cfg=dict(
             type='Pretrained',  # given the class itself, the ViT draws pos_embed anew after loading
-            checkpoint=sys.modules['os'].environ.get(  # mmengine turns `os` itself into a lazy object
-                'DEIT_CHECKPOINT',
+            checkpoint=sys.modules['os'].environ.get('DEIT_CHECKPOINT') or (  # mmengine makes `os` a lazy object
                 'https://download.openmmlab.com/mmclassification/v0/deit/deit-tiny_pt-4xb256_in1k_20220218-13b382a0.pth'),
             prefix='backbone.')),
     neck=dict(

@@ -10,8 +10,8 @@ from mmengine.dataset import DefaultSampler
 from deit_detr import ScanNetDataset
 
 dataset_type = ScanNetDataset
-data_root = sys.modules['os'].environ.get(  # mmengine turns `os` itself into a lazy object
-    'MMDET_DATASETS', 'data/scannet-frames/')
+environ = sys.modules['os'].environ  # mmengine turns `os` itself into a lazy object
+data_root = environ.get('DEIT_DATASETS') or environ.get('MMDET_DATASETS') or 'data/scannet-frames/'
 backend_args = None
 
 scales = [(size, 1333) for size in range(480, 801, 32)]
@@ -85,4 +85,4 @@ val_evaluator = dict(
     backend_args=backend_args)
 test_evaluator = val_evaluator
 
-del sys  # every name left here is a field of the config
+del sys, environ  # every name left here is a field of the config

@@ -8,5 +8,6 @@ Two additions take one line each, in a recipe or behind `--cfg-options`:
 """
 _base_ = './detr_150e.py'
 train_cfg = dict(max_epochs=12)
+optim_wrapper = dict(optimizer=dict(fused=True))
 param_scheduler = [dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[11], gamma=0.1)]
 auto_scale_lr = dict(base_batch_size=16)  # 8 GPUs x 2 images

@@ -3,7 +3,8 @@
 So few steps need a higher rate, and the backbone learns as fast as the rest, pretrained or not.
 """
 _base_ = './detr_150e.py'
-optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=1.0))))
+optim_wrapper = dict(
+    optimizer=dict(lr=2e-4, fused=True), paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=1.0))))
 train_cfg = dict(max_epochs=8, val_interval=2)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, begin=0, end=50, by_epoch=False),

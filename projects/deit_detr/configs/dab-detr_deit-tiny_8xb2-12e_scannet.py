@@ -5,4 +5,4 @@ _base_ = [
     '../../../configs/_base_/schedules/detr_12e.py',
     '../../../configs/_base_/default_runtime.py',
 ]
-train_dataloader = dict(batch_size=2)
+train_dataloader = dict(batch_size=2, pin_memory=True)

@@ -5,6 +5,6 @@ _base_ = [
     '../../../configs/_base_/schedules/detr_12e.py',
     '../../../configs/_base_/default_runtime.py',
 ]
-train_dataloader = dict(batch_size=2)
+train_dataloader = dict(batch_size=2, pin_memory=True)
 # As in the paper: the layers that choose the sampling points learn slowly.
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(sampling_offsets=dict(lr_mult=0.1))))

@@ -5,7 +5,7 @@ _base_ = [
     '../../../configs/_base_/schedules/detr_12e.py',
     '../../../configs/_base_/default_runtime.py',
 ]
-train_dataloader = dict(batch_size=4)
+train_dataloader = dict(batch_size=4, pin_memory=True)
 auto_scale_lr = dict(base_batch_size=32)
 
 # Twice the schedule's batch, so twice its rate. The backbone is the encoder and has to learn its windows: half of that.

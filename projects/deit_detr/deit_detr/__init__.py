@@ -16,20 +16,31 @@
 - OpenMP's threads sleep soon when they wait, and PyTorch computes with no more threads than there are free cores
   (:mod:`~deit_detr.threads`), unless the environment sets either;
 - a package that cannot be imported is named in a sentence (:mod:`~deit_detr.import_errors`);
-- variables that the recipes read, set to nothing as docker-compose does, count as unset.
+- variables that the recipes read, set to nothing as docker-compose does, count as unset; the old name of
+  ``DEIT_DATASETS`` is answered with the new one.
 """
 
 import os
+from multiprocessing import parent_process
 
+from deit_detr.errors import print_last
 from deit_detr.import_errors import named_packages
 from deit_detr.threads import bound_waiting, fit_threads
 from deit_detr.versions import VERSION as __version__  # noqa: F401
 
 #: The variables that the recipes and converted configs read. mmengine stops at an empty one.
-RECIPE_VARIABLES = ('DEIT_CHECKPOINT', 'MMDET_DATASETS', 'MINI_SCANNET_ROOT', 'SCANNET18_ROOT', 'COCO_ROOT')
+RECIPE_VARIABLES = (
+    'DEIT_CHECKPOINT', 'DEIT_DATASETS', 'MMDET_DATASETS', 'MINI_SCANNET_ROOT', 'SCANNET18_ROOT', 'COCO_ROOT')
 for _name in RECIPE_VARIABLES:
     if os.environ.get(_name) == '':
         del os.environ[_name]
+if (
+    'MMDET_DATASETS' in os.environ and 'DEIT_DATASETS' not in os.environ and parent_process() is None
+    and all(os.environ.get(_name, '0') == '0' for _name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))
+):
+    print_last(
+        "MMDET_DATASETS is now called DEIT_DATASETS: mmdet's confusion_matrix.py and analyze_results.py stop when "
+        'MMDET_DATASETS is set. The old name still works; rename it where you set it, and in your own configs.')
 
 _load = bound_waiting()  # before torch is imported
 with named_packages():
@@ -66,8 +77,13 @@ with named_packages():
     from deit_detr.models.fast_detectors import FastDINO as FastDINO
     from deit_detr.models.fast_detr import FastDETR as FastDETR
     from deit_detr.models.fast_detr_head import FastDETRHead as FastDETRHead
+    from deit_detr.models.fast_heads import FastConditionalDETRHead as FastConditionalDETRHead
+    from deit_detr.models.fast_heads import FastDABDETRHead as FastDABDETRHead
+    from deit_detr.models.fast_heads import FastDeformableDETRHead as FastDeformableDETRHead
+    from deit_detr.models.fast_heads import FastDINOHead as FastDINOHead
     from deit_detr.models.lw_detr import LWDETR as LWDETR
     from deit_detr.models.lw_detr_head import LWDETRHead as LWDETRHead
+    from deit_detr.models.preprocessor import FastDataPreprocessor as FastDataPreprocessor
     from deit_detr.models.simple_fpn import SimpleFPN as SimpleFPN
     from deit_detr.models.windowed_vit import WindowedViT as WindowedViT
 

@@ -1,5 +1,6 @@
 """Run a tool's ``main`` and print errors as sentences."""
 
+import re
 import sys
 from collections.abc import Callable
 
@@ -23,8 +24,10 @@ def run_cli(main: Callable[[], int | None]) -> None:
         print_last(*map(printable, f'error: {error}'.split('\n')))
         sys.exit(2)
     except ImportError as error:  # of an import inside a function
-        # mmengine's "Failed to import" of custom_imports names no package; usually a module of the user failed
-        sentence = explain(error) if error.name or 'install' in str(error) else None
+        # mmengine's "Failed to import" of custom_imports names no package; usually a module of the user failed. That of
+        # a class in a pure-Python config names the config's line.
+        sentence = explain(error) if error.name or 'install' in str(error) else (
+            str(error) if re.match(r'Failed to import .* in .*, line \d', str(error)) else None)
         if sentence is None:
             raise
         print_last(f'error: {sentence}')

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+from unittest.mock import patch
 
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 #: Pixels of the largest image that is decoded: 3 bytes each, in several copies. A ScanNet frame has 1.25 million.
 MAX_PIXELS = 80_000_000
@@ -77,7 +78,10 @@ def open_image(
     with decoding():
         if isinstance(file, (str, Path)) and not stat.S_ISREG(os.stat(file).st_mode):
             raise ImageFileError('not a regular file')  # reading a pipe blocks, reading a device never ends
-        image = Image.open(file, formats=formats)
+        try:
+            image = Image.open(file, formats=formats)
+        except UnidentifiedImageError:
+            raise ImageFileError(f'damaged, or in none of the formats {", ".join(formats)}') from None
     if image.width * image.height > max_pixels:
         reason = f'too large: {image.width}x{image.height}, more than {max_pixels / 1e6:g} million pixels'
     else:
@@ -86,6 +90,20 @@ def open_image(
         return image
     image.close()
     raise ImageFileError(reason)
+
+
+def upright(image: Image) -> Image:
+    """Return a PIL image rotated by its EXIF orientation, as OpenCV decodes it; to be used within :func:`decoding`."""
+    # without a file name: Pillow maps uncompressed TIFFs into memory, in the wrong size if they are to be rotated
+    with patch.object(image, 'filename', '', create=True):
+        return ImageOps.exif_transpose(image)
+
+
+def upright_size(image: Image) -> tuple[int, int]:
+    """Return width and height of an image after :func:`upright`, from its header."""
+    with decoding():
+        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8) and image.format != 'TIFF'
+    return image.size[::-1] if turned else image.size  # Pillow's size of a TIFF is that after rotation
 
 
 def picture_names(paths: Iterable[str | Path], folder: str | Path | None = None) -> dict[str | Path, Path]:

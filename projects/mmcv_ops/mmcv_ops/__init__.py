@@ -1,4 +1,4 @@
-"""The compiled operators of mmcv 2.1 for detection, in PyTorch and torchvision.
+"""The compiled operators of mmcv 2.1 for detection, in PyTorch, torchvision and Triton.
 
 ``mmcv-lite`` is mmcv without ``mmcv._ext``, the module that ``mmcv.ops`` loads by name. The file ``mmcv/_ext.py`` of
 this distribution replaces it and gets every name from :func:`operator`. The operators work on every device and with

@@ -4,10 +4,15 @@ import logging
 
 from mmdet.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.logging import MMLogger
-from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, OptimWrapperDict
 from torch import nn
 
 from deit_detr.errors import UserError
+
+
+def optim_wrappers(wrapper: OptimWrapper) -> dict[str, OptimWrapper]:
+    """Return a training's optimizer wrappers by their names in ``OptimWrapperDict``; a single one has the name ''."""
+    return dict(wrapper.items()) if isinstance(wrapper, OptimWrapperDict) else {'': wrapper}
 
 
 def _is_no_paramwise_line(record: logging.LogRecord) -> bool:

@@ -1,6 +1,7 @@
 """COCO's AP over the images that are evaluated."""
 
 import logging
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
@@ -13,6 +14,8 @@ from deit_detr.datasets.coco_file import parse_annotations
 
 #: pycocotools' AP is that of the best 100 detections of each class in an image, for any ``proposal_nums``.
 AP_DETECTIONS = 100
+#: mmdet's default of ``proposal_nums``. AP50, AP75, the AP of sizes and of classes count as many as its last number.
+PROPOSAL_NUMS = (100, 300, 1000)
 
 
 def gives_ap(metric: MMDetCocoMetric) -> bool:
@@ -22,6 +25,19 @@ def gives_ap(metric: MMDetCocoMetric) -> bool:
     """
     asked = {'bbox', 'segm'} & set(metric.metrics) and 'mAP' in (metric.metric_items or ['mAP'])
     return not asked or AP_DETECTIONS in metric.proposal_nums and len(metric.proposal_nums) >= 3
+
+
+def limits_note(counts: Iterable[int], proposal_nums: Sequence[int]) -> str:
+    """Return which AP counts how many detections; '' if that makes no difference.
+
+    Args:
+        counts: Number of detections of each class in each image.
+        proposal_nums: Those of the metric, at least three.
+    """
+    more, last = sum(count > AP_DETECTIONS for count in counts), sorted(proposal_nums)[-1]
+    return '' if not more or last == AP_DETECTIONS else (
+        f'AP counts the best {AP_DETECTIONS} detections of a class in an image; AP50, AP75, AP by size and AP by class '
+        f'count {last}: {more} times there are more than {AP_DETECTIONS}')
 
 
 @METRICS.register_module(force=True)
@@ -70,7 +86,15 @@ class CocoMetric(MMDetCocoMetric):
         if self._coco_api is not None:
             of_file = set(self.images_of_file())
             self.img_ids = [image for truth, _ in results if (image := truth['img_id']) in of_file]
-            if len(set(self.img_ids)) < len(of_file):
-                print_log(f'{self.ann_file}: evaluating {len(set(self.img_ids))} of its {len(of_file)} images',
-                          logger='current')
+            different = len(set(self.img_ids))
+            if different < len(of_file):
+                print_log(f'{self.ann_file}: evaluating {different} of its {len(of_file)} images', logger='current')
+            if different < len(self.img_ids):
+                print_log(f'{self.ann_file}: {len(self.img_ids) - different} results are of an image that has others; '
+                          'the detections of an image count together, and AP is too low', logger='current',
+                          level=logging.WARNING)
+        if 'bbox' in self.metrics and len(self.proposal_nums) >= 3 and not self.format_only:
+            counts = (count for _, found in results for count in np.bincount(found['labels']))
+            if note := limits_note(counts, self.proposal_nums):
+                print_log(note, logger='current')
         return super().compute_metrics(results)

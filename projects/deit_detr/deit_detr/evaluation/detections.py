@@ -7,14 +7,16 @@ import json
 import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from mmdet.datasets import CocoDataset
-from mmdet.registry import DATASETS
+from mmdet.evaluation import CocoMetric as MMDetCocoMetric
+from mmdet.registry import DATASETS, METRICS
 from mmdet.visualization import DetLocalVisualizer
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -28,6 +30,7 @@ from deit_detr.datasets.checked_coco import IndexedCoco
 from deit_detr.datasets.coco_file import is_number, parse_annotations
 from deit_detr.datasets.wrappers import unwrap
 from deit_detr.errors import UserError
+from deit_detr.evaluation.coco_metric import PROPOSAL_NUMS, limits_note
 from deit_detr.evaluation.error_breakdown import Matches, match_boxes
 from deit_detr.files import replacing
 
@@ -61,12 +64,14 @@ class Evaluation:
         coco_eval: The evaluation, after ``summarize()``.
         matches: Detections and boxes matched at IoU 0.5.
         paths: File by image id.
+        limits: Which AP counts how many detections, see :func:`~deit_detr.evaluation.coco_metric.limits_note`.
     """
 
     classes: list[str]
     coco_eval: COCOeval
     matches: Matches
     paths: dict[int, str]
+    limits: str
 
     def precision(self, iou: float) -> np.ndarray:
         """Return the precision (R, K) at COCOeval's R recall levels, over all areas; NaN for classes without boxes."""
@@ -171,13 +176,25 @@ def predict(cfg: Config, checkpoint: Path, ann_file: str, out: Path) -> None:
         os.replace(f'{prefix}.bbox.json', part)
 
 
-def evaluate(data: DatasetSummary, predictions: Path) -> Evaluation:
+def find_metric(cfg: Config) -> ConfigDict:
+    """Return the config of the first COCO metric of ``val_evaluator``; an empty one if there is none."""
+    metrics = cfg.get('val_evaluator') or []
+    metrics = metrics.get('metrics', metrics) if isinstance(metrics, dict) else metrics
+    for metric in metrics if isinstance(metrics, (list, tuple)) else [metrics]:
+        kind = METRICS.get(metric['type']) if isinstance(metric['type'], str) else metric['type']
+        if isinstance(kind, type) and issubclass(kind, MMDetCocoMetric):
+            return metric
+    return ConfigDict()
+
+
+def evaluate(data: DatasetSummary, predictions: Path, proposal_nums: Sequence[int] = PROPOSAL_NUMS) -> Evaluation:
     """Evaluate a COCO results file with pycocotools.
 
     Args:
         data: A data set with an annotation file and boxes.
         predictions: JSON list of objects with ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels)
             and ``score``.
+        proposal_nums: Those of mmdet's ``CocoMetric``, so that the numbers are those of the log.
 
     Returns:
         Evaluation: The evaluation over the images and categories of ``data``.
@@ -193,11 +210,14 @@ def evaluate(data: DatasetSummary, predictions: Path) -> Evaluation:
     with contextlib.redirect_stdout(io.StringIO()):
         coco_eval = COCOeval(coco, coco.loadRes(detections), 'bbox')
         coco_eval.params.imgIds, coco_eval.params.catIds = sorted(data.paths), sorted(data.category_ids)
+        coco_eval.params.maxDets = list(proposal_nums)
         coco_eval.evaluate()
         coco_eval.accumulate()
         coco_eval.summarize()
     names = [classes[category] for category in coco_eval.params.catIds]
-    return Evaluation(names, coco_eval, match_boxes(coco_eval), data.paths)
+    counts = Counter((detection['image_id'], detection['category_id']) for detection in detections)
+    return Evaluation(
+        names, coco_eval, match_boxes(coco_eval), data.paths, limits_note(counts.values(), proposal_nums))
 
 
 def _read_predictions(path: Path, image_ids: set[int], category_ids: set[int]) -> list[dict]:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks.transformer import MultiheadAttention
 from mmcv.ops import MultiScaleDeformableAttention
+from mmcv_ops.deformable_attention import as_tensor
 from mmdet.models.layers.transformer.utils import ConditionalAttention
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
@@ -65,7 +66,7 @@ class AttentionProbe:
             # a compiled model would not see the hooks
             stack.enter_context(torch.compiler.set_stance('force_eager'))
             watch(module.register_forward_pre_hook(keep_inputs, with_kwargs=True))
-            if type(module) is ViTAttention:  # WindowedViT calls its layers alone, not the module
+            if type(module) is ViTAttention:  # WindowedViT calls the module's layers, not the module
                 watch(module.qkv.register_forward_hook(keep_output('qkv')))
             watch(self.model.backbone.register_forward_hook(keep_output('backbone')))
             watch(self.model.bbox_head.register_forward_hook(keep_output('head')))
@@ -76,7 +77,9 @@ class AttentionProbe:
         if 'inputs' not in caught and 'qkv' not in caught:
             raise UserError(f'{type(module).__name__}: the model does not call it')
         if isinstance(module, MultiScaleDeformableAttention):
-            self.grid = tuple(caught['inputs']['spatial_shapes'][0].tolist())
+            inputs = caught['inputs']
+            inputs['spatial_shapes'] = as_tensor(inputs['spatial_shapes'], inputs['query'].device)
+            self.grid = tuple(inputs['spatial_shapes'][0].tolist())
         else:
             features = caught['backbone' if 'qkv' in caught else 'neck' if 'neck' in caught else 'backbone'][-1]
             self.grid = tuple(features.shape[-2:])
@@ -170,12 +173,12 @@ class AttentionProbe:
         """Return the weights of mmpretrain's attention, which may have extra tokens or work in windows."""
         num_tokens = math.prod(self.grid)
         q, k, _ = self.caught['qkv'].unflatten(-1, (3, self.module.num_heads, -1)).unbind(2)
-        if isinstance(self.model.backbone, WindowedViT):
+        if len(q) == 1 and q.shape[1] - num_tokens in (0, getattr(self.model.backbone, 'num_extra_tokens', 0)):
+            ids = torch.arange(num_tokens - q.shape[1], num_tokens, device=q.device)[None]  # negative: extra tokens
+        elif isinstance(self.model.backbone, WindowedViT):
             windows = Windows(self.grid, self.model.backbone.window_size, q.device)
             ids = windows.split(torch.arange(1, num_tokens + 1, device=q.device).view(1, *self.grid, 1)) - 1
             ids = ids.view(q.shape[:2])
-        elif len(q) == 1 and q.shape[1] - num_tokens in (0, getattr(self.model.backbone, 'num_extra_tokens', 0)):
-            ids = torch.arange(num_tokens - q.shape[1], num_tokens, device=q.device)[None]  # negative: extra tokens
         else:
             raise UserError(
                 f'{type(self.model.backbone).__name__}: this layer attends inside groups of tokens, which is not '

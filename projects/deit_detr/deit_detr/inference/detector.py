@@ -17,14 +17,16 @@ from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.logging import MMLogger
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
 from deit_detr.checkpoints.fit import check_trained_classes, load_weights
 from deit_detr.checkpoints.safe_loading import load_checkpoint_file
+from deit_detr.config_file import read_config
 from deit_detr.errors import UserError
 from deit_detr.fonts import class_names_drawn
-from deit_detr.images import MAX_PIXELS, PROGRAMS, ImageFileError, decoding, open_image, pixel_problem
+from deit_detr.images import MAX_PIXELS, PROGRAMS, ImageFileError, decoding, open_image, pixel_problem, upright
+from deit_detr.models.compiled import compile_layers
 
 #: A file, an 8-bit array in OpenCV's channel order (BGR), or a PIL image.
 ImageInput = str | Path | np.ndarray | Image.Image
@@ -32,7 +34,9 @@ ImageInput = str | Path | np.ndarray | Image.Image
 MAX_ASPECT = 20
 
 
-def load(config: str | Path | Config, checkpoint: str | Path, device: str | None = None) -> 'Detector':
+def load(
+    config: str | Path | Config, checkpoint: str | Path, device: str | None = None, compile: bool | dict = False,
+) -> 'Detector':
     """Load a trained detector.
 
     Example::
@@ -47,22 +51,23 @@ def load(config: str | Path | Config, checkpoint: str | Path, device: str | None
         config: Config file, or the ``Config`` read from it.
         checkpoint: Its checkpoint, a ``.pth`` or ``.safetensors`` file; no code from it is run.
         device: E.g. ``'cpu'`` or ``'cuda:1'``. Default: the GPU if there is one.
+        compile: Whether to compile the layers for low latency, with CUDA graphs on a GPU, or the options for it, see
+            :func:`~deit_detr.models.compiled.compile_layers`. The first call takes up to minutes, and so does the
+            first one with another image or batch size.
 
     Returns:
         Detector: The detector, in evaluation mode.
 
     Raises:
-        UserError: If a file is missing, or the checkpoint does not fit the config.
+        UserError: If a file is missing, the checkpoint does not fit the config, or there is no compiler.
     """
     if not isinstance(config, Config):
-        if not Path(config).is_file():
-            raise UserError(f'{config}: no such config file')
-        config = Config.fromfile(config)
+        config = read_config(config)
     missing = [field for field in ('model', 'test_dataloader') if field not in config]
     if missing:
         raise UserError(f'{config.filename}: has no {" and no ".join(missing)}: it is only a part of a config. Use '
                         'the recipe, or the resolved config in its work directory')
-    return Detector(config, str(checkpoint), device)
+    return Detector(config, str(checkpoint), device, compile)
 
 
 class Detector(DetInferencer):
@@ -75,13 +80,18 @@ class Detector(DetInferencer):
         config (Config): Config with ``model`` and ``test_dataloader``, whose pipeline prepares the images.
         checkpoint (str): Checkpoint file.
         device (str, optional): The device. Default: the GPU if there is one.
+        compile (bool | dict): See :func:`load`.
 
     Raises:
-        UserError: If the checkpoint does not fit the config, or the device is not available.
+        UserError: If the checkpoint does not fit the config, or the device or a compiler is not available.
     """
 
-    def __init__(self, config: Config, checkpoint: str, device: str | None = None) -> None:
+    def __init__(
+        self, config: Config, checkpoint: str, device: str | None = None, compile: bool | dict = False,
+    ) -> None:
         super().__init__(config, checkpoint, device, show_progress=False)
+        if compile is not False:
+            _compile(self.model, {} if compile is True else compile)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -190,7 +200,7 @@ class Detector(DetInferencer):
                                 f'{MAX_PIXELS} of them')
             try:
                 with decoding():
-                    image = ImageOps.exif_transpose(image).convert('RGB')
+                    image = upright(image).convert('RGB')
             except (OSError, ImageFileError) as error:  # PIL decodes files lazily
                 raise UserError(f'a PIL image cannot be decoded ({error})') from None
             return np.ascontiguousarray(np.asarray(image)[..., ::-1])
@@ -243,6 +253,21 @@ class Detector(DetInferencer):
             return model.to(device).eval()
         except (RuntimeError, AssertionError) as error:  # the exception depends on the device type
             raise UserError(f'device {device}: {error}') from None
+
+
+def _compile(model: nn.Module, options: dict) -> None:
+    device = next(model.parameters()).device.type
+    if device == 'cpu' and options.get('backend', 'inductor') == 'inductor':
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler as error:
+            raise UserError(f'compile=True needs a C++ compiler on a CPU: {error}') from None
+    if device == 'cuda' and not {'mode', 'backend', 'options'} & options.keys():
+        options = options | dict(mode='reduce-overhead')
+    compile_layers(model, **options)
 
 
 @contextmanager

@@ -20,11 +20,13 @@ from mmpretrain.models import VisionTransformer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from deit_detr.config_file import read_config
 from deit_detr.errors import UserError
 from deit_detr.files import replacing
 from deit_detr.inference.detector import Detector, load, quiet
 from deit_detr.models.attention import replace_attention
 from deit_detr.models.fast_detr_head import best_detections
+from deit_detr.models.preprocessor import FastDataPreprocessor
 
 #: Largest allowed differences between ONNX Runtime and PyTorch: of boxes in pixels of the input image, and of scores.
 BOX_TOLERANCE, SCORE_TOLERANCE = 0.5, 1e-3
@@ -113,7 +115,7 @@ class OnnxGraph(nn.Module):
         height, width = images.shape[1], images.shape[2]
         preprocessor = self.model.data_preprocessor
         x = images.permute(0, 3, 1, 2)
-        if preprocessor._channel_conversion:
+        if preprocessor._channel_conversion or getattr(preprocessor, 'reverse_channels', False):
             x = x[:, [2, 1, 0]]
         x = (x.float() - preprocessor.mean) / preprocessor.std
         rows, columns = self.patch_size
@@ -159,9 +161,7 @@ def export_onnx(config: str | Path, checkpoint: str | Path, out: str | Path, int
             raise UserError(f'the export needs {package}: pip install -r requirements/optional.txt')
     if out.suffix != '.onnx':
         raise UserError(f'{out}: the name has to end in .onnx')
-    if not Path(config).is_file():
-        raise UserError(f'{config}: no such config file')
-    cfg = Config.fromfile(config)
+    cfg = read_config(config)
     if 'model' in cfg:
         cfg.model.pop('compile', None)  # tracing does not support compiled modules
     detector = load(copy.deepcopy(cfg), checkpoint, 'cpu')
@@ -186,11 +186,11 @@ def _metadata(detector: Detector, cfg: Config, checkpoint: str | Path, int8: boo
             f'{cfg.filename}: {type(model).__name__} on {type(model.backbone).__name__} cannot be exported: only DETR '
             'and its relatives on a plain vision transformer can')
     preprocessor = model.data_preprocessor
-    if type(preprocessor) is not DetDataPreprocessor or preprocessor.pad_size_divisor != 1 or \
-            not preprocessor._enable_normalize:
+    if type(preprocessor) not in (DetDataPreprocessor, FastDataPreprocessor) or \
+            preprocessor.pad_size_divisor != 1 or not preprocessor._enable_normalize:
         raise UserError(
-            f'{cfg.filename}: model.data_preprocessor has to be a DetDataPreprocessor with mean, std and '
-            'pad_size_divisor=1: the graph supports no other')
+            f'{cfg.filename}: model.data_preprocessor has to be a DetDataPreprocessor or FastDataPreprocessor with '
+            'mean, std and pad_size_divisor=1: the graph supports no other')
     palette = detector.visualizer.dataset_meta['palette']
     return dict(
         classes=json.dumps(detector.classes),

@@ -3,7 +3,7 @@
 import copy
 import io
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,19 +18,20 @@ from deit_detr.measuring.benchmark import measure, seconds_of
 from deit_detr.measuring.variants import Variant, build_model, load_model_config, load_recipe
 
 
-def largest_batch(variant: Variant, gigabytes: float) -> int:
+def largest_batch(variant: Variant, gigabytes: float, known: int = 0) -> int:
     """Return the largest batch whose steps fit into a given amount of memory.
 
     Args:
         variant: What to measure; its ``batch`` is ignored.
         gigabytes: Limit in 1e9 bytes. On a GPU it counts what PyTorch allocates, without the CUDA context; on a CPU
             resident memory, with Python and its libraries.
+        known: A batch that fits, for instance into less memory.
 
     Returns:
         int: Images; 0 if one image is too much.
     """
     def fits(batch: int) -> bool:
-        trial = Variant(**asdict(variant) | dict(batch=batch, memory_limit=gigabytes * GB))
+        trial = replace(variant, batch=batch, memory_limit=gigabytes * GB)
         try:
             result = measure([trial], steps=1, warmup=1)[0]
         except UserError as error:
@@ -39,7 +40,7 @@ def largest_batch(variant: Variant, gigabytes: float) -> int:
         print(f'  batch {batch}: {result["peak_gb"]:.2f} GB', flush=True)
         return result['peak_gb'] <= gigabytes
 
-    low, high = 0, 1
+    low, high = known, known + 1
     while fits(high):
         low, high = high, 2 * high
     while high - low > 1:

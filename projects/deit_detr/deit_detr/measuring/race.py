@@ -22,6 +22,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from tqdm import tqdm
 
+from deit_detr.config_file import read_config
 from deit_detr.datasets.wrappers import unwrap
 from deit_detr.errors import UserError
 from deit_detr.files import write_json
@@ -121,10 +122,7 @@ def race_config(run: RaceRun, options: dict) -> Config:
     Raises:
         UserError: If the recipe does not exist or does not train by epochs.
     """
-    if not Path(run.config).is_file():
-        raise UserError(f'{run.config}: no such config file')
-    cfg = Config.fromfile(run.config)
-    cfg.merge_from_dict(options)
+    cfg = read_config(run.config, options)
     if cfg.train_cfg.get('type') not in ('EpochBasedTrainLoop', 'ResumableTrainLoop'):
         raise UserError(f'{run.config}: train_cfg.type: only text configs with a loop of epochs can race')
     cfg.custom_imports.imports = [*cfg.custom_imports.imports, 'deit_detr.measuring.budget']

@@ -1,13 +1,12 @@
 """What the benchmark measures: steps of a recipe's model, and of its twin made of plain mmdet classes."""
 
 import copy
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
-from mmcv_ops.deformable_attention import choose_kernel
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -16,8 +15,11 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import turn_on_activation_checkpointing
 from torch import nn
 
+from deit_detr.config_file import read_config
 from deit_detr.datasets.noise import make_batch
+from deit_detr.errors import UserError
 from deit_detr.machine import device
+from deit_detr.measuring.sampling import Sampling, make_sampling_step
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,12 @@ class Variant:
         size: Height and width of the images, in pixels.
         boxes: Boxes per image.
         padded: Whether every second image is 64 pixels shorter and 32 narrower, so that it is padded.
-        amp: Whether to autocast to bfloat16.
-        compile: Whether to use torch.compile.
+        amp: Whether to autocast to bfloat16; for 'deformable', whether the values are bfloat16.
+        compile: Whether to use torch.compile, or its mode: 'reduce-overhead' runs CUDA graphs.
         checkpointing: Whether to recompute the activations of backbone and encoder layers.
         dropout: Whether to keep the dropout of the recipe; otherwise it is off.
         memory_limit: Most bytes that the process may take, where the system can enforce it.
+        sampling: What to sample, for 'deformable'.
     """
 
     name: str
@@ -49,17 +52,30 @@ class Variant:
     boxes: int = 10
     padded: bool = False
     amp: bool = False
-    compile: bool = False
+    compile: bool | str = False
     checkpointing: bool = False
     dropout: bool = False
     memory_limit: float | None = None
+    sampling: Sampling = Sampling()
 
 
 def load_recipe(path: str | Path) -> Config:
     """Read a recipe and enter its default scope, so that its parts can be built."""
-    cfg = Config.fromfile(path)
+    cfg = read_config(path)
     init_default_scope(cfg.default_scope)
     return cfg
+
+
+def plain_class(name: str) -> str:
+    """Return the name of the mmdet class that a registered class extends, or is.
+
+    Raises:
+        UserError: If that class is abstract: the model has no twin in mmdet.
+    """
+    base = next(base for base in MODELS.get(name).__mro__ if base.__module__.startswith('mmdet.'))
+    if inspect.isabstract(base):
+        raise UserError(f'{name} has no plain twin in mmdet')
+    return base.__name__
 
 
 def load_model_config(variant: Variant) -> Config:
@@ -68,12 +84,13 @@ def load_model_config(variant: Variant) -> Config:
     cfg.model.backbone.init_cfg = None
     cfg.model.data_preprocessor.pop('batch_augments', None)  # they would change the size
     if variant.plain:
-        cfg.model.type, cfg.model.bbox_head.type = 'DETR', 'DETRHead'
+        for part in (cfg.model, cfg.model.bbox_head, cfg.model.data_preprocessor):
+            part.type = plain_class(part.type)
         cfg.model.pop('compile', None)
         cfg.model.data_preprocessor.pop('non_blocking', None)
         cfg.optim_wrapper.optimizer.pop('fused', None)
     elif variant.compile:
-        cfg.model.compile = dict()
+        cfg.model.compile = dict() if variant.compile is True else dict(mode=variant.compile)
     return cfg
 
 
@@ -95,7 +112,10 @@ def build_model(cfg: Config, dropout: bool) -> nn.Module:
 def make_step(variant: Variant) -> Callable[[], None]:
     """Return the step to measure, ready to be called."""
     if variant.task == 'deformable':
-        return make_sampling_step(variant)
+        kernel = 'mmcv' if variant.plain else variant.sampling.kernel
+        return make_sampling_step(
+            replace(variant.sampling, kernel=kernel), variant.batch, variant.size,
+            torch.bfloat16 if variant.amp else torch.float32)
     cfg = load_model_config(variant)
     model = build_model(cfg, variant.dropout).to(device())
     data = make_batch(variant.batch, variant.size, variant.boxes, variant.padded)
@@ -130,34 +150,3 @@ def make_step(variant: Variant) -> Callable[[], None]:
         with torch.autocast(device().type, torch.bfloat16, enabled=variant.amp):
             step()
     return autocast_step
-
-
-def make_sampling_step(variant: Variant) -> Callable[[], None]:
-    """Return a step of deformable attention with its gradients, as in a layer of DINO's encoder.
-
-    It has 8 heads, 4 points and strides 8, 16 and 32. The plain variant is mmcv's PyTorch function, the other one the
-    kernel chosen for this device.
-    """
-    shapes = torch.tensor([[-(-side // stride) for side in variant.size] for stride in (8, 16, 32)])
-    starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)])
-    tokens = int(starts[-1])
-    generator = torch.Generator().manual_seed(0)
-    size = (variant.batch, tokens, 8, len(shapes), 4)
-    centres = torch.cat([
-        torch.cartesian_prod(*((torch.arange(side) + 0.5) / side for side in shape)).flip(-1) for shape in shapes])
-    offsets = 3 * torch.randn(*size, 2, generator=generator) / shapes.flip(-1)[:, None]
-    inputs = [
-        torch.randn(variant.batch, tokens, 8, 32, generator=generator), centres[:, None, None, None] + offsets,
-        torch.randn(*size, generator=generator).flatten(3).softmax(-1).view(size)]
-    value, locations, weights = (x.to(device()).requires_grad_() for x in inputs)
-    shapes, starts = shapes.to(device()), starts[:-1].to(device())
-    upstream = torch.randn(variant.batch, tokens, 256, generator=generator).to(device())
-    kernel = choose_kernel(device().type)
-
-    def step() -> None:
-        if variant.plain:
-            out = multi_scale_deformable_attn_pytorch(value, shapes, locations, weights)
-        else:
-            out = kernel(value, shapes, starts, locations, weights, 64)
-        torch.autograd.grad(out, (value, locations, weights), upstream)
-    return step

@@ -77,9 +77,22 @@ def _joined(root: str, path: str) -> str:
     return path if path.startswith('/') else root + ('' if not root or root.endswith('/') else '/') + path
 
 
-def root_from_environment(root: str) -> str:
-    """Return a data root that MMDET_DATASETS replaces, as in train.py of 2.x; in 3.x the config has to ask for that.
+class _Source(str):
+    """The source of an expression in a config."""
 
-    mmengine replaces it in the text of the config, which only works without spaces and quotes.
+    __repr__ = str.__str__
+
+
+def root_from_environment(root: str) -> str:
+    """Return a data root that the environment replaces, as MMDET_DATASETS does in train.py of 2.x.
+
+    In 3.x the config has to ask for that. mmengine replaces variables in the text of the config, and takes
+    their default for a regular expression.
+
+    Returns:
+        str: Its ``repr`` is the source: ``DEIT_DATASETS``, else its old name ``MMDET_DATASETS``, else ``root``. A root
+            with other characters than a plain path is returned unchanged.
     """
-    return '{{$MMDET_DATASETS:' + root + '}}' if re.fullmatch(r'[^\s{}\'"\\]+', root) else root
+    if not re.fullmatch(r'[\w./:@%,~=-]+', root):
+        return root
+    return _Source("'{{$DEIT_DATASETS:<old>}}'.replace('<old>', '{{$MMDET_DATASETS:" + root + "}}')")

@@ -5,8 +5,25 @@ import torch
 from torch import Tensor
 
 
+def to_corners(boxes: Tensor) -> Tensor:
+    """Return boxes (cx, cy, w, h) as (x1, y1, x2, y2), ``(..., 4)``."""
+    centres, sides = boxes.split(2, -1)
+    return torch.cat([centres - 0.5 * sides, centres + 0.5 * sides], -1)
+
+
+def to_centres(boxes: Tensor) -> Tensor:
+    """Return boxes (x1, y1, x2, y2) as (cx, cy, w, h), ``(..., 4)``."""
+    first, last = boxes.split(2, -1)
+    return torch.cat([(first + last) / 2, last - first], -1)
+
+
 def generalized_iou(a: Tensor, b: Tensor, eps: float) -> Tensor:
-    """Return the generalized IoU (arXiv 1902.09630) of boxes (x1, y1, x2, y2), in -1..1.
+    """Return the generalized IoU of :func:`ious`."""
+    return ious(a, b, eps)[1]
+
+
+def ious(a: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the IoU in 0..1 and the generalized IoU (arXiv 1902.09630) in -1..1 of boxes (x1, y1, x2, y2).
 
     The steps are those of mmdet's ``bbox_overlaps``, which uploads ``eps`` to the device in every call and waits.
 
@@ -16,23 +33,14 @@ def generalized_iou(a: Tensor, b: Tensor, eps: float) -> Tensor:
         eps (float): Smallest area of a union or hull.
 
     Returns:
-        Tensor: ``(...)``.
+        tuple[Tensor, Tensor]: ``(...)`` each.
     """
-    overlap, union = _overlap_and_union(a, b, eps)
-    hull = _area((torch.max(a[..., 2:], b[..., 2:]) - torch.min(a[..., :2], b[..., :2])).clamp(min=0)).clamp(min=eps)
-    return overlap / union - (hull - union) / hull
-
-
-def intersection_over_union(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
-    """Return the IoU of boxes (x1, y1, x2, y2), in 0..1; arguments as for :func:`generalized_iou`."""
-    overlap, union = _overlap_and_union(a, b, eps)
-    return overlap / union
-
-
-def _overlap_and_union(a: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    overlap = _area((torch.min(a[..., 2:], b[..., 2:]) - torch.max(a[..., :2], b[..., :2])).clamp(min=0))
-    areas = _area(a[..., 2:] - a[..., :2]) + _area(b[..., 2:] - b[..., :2])
-    return overlap, (areas - overlap).clamp(min=eps)
+    (first_a, last_a), (first_b, last_b) = a.split(2, -1), b.split(2, -1)
+    overlap = _area((torch.min(last_a, last_b) - torch.max(first_a, first_b)).clamp(min=0))
+    union = (_area(last_a - first_a) + _area(last_b - first_b) - overlap).clamp(min=eps)
+    hull = _area((torch.max(last_a, last_b) - torch.min(first_a, first_b)).clamp(min=0)).clamp(min=eps)
+    iou = overlap / union
+    return iou, iou - (hull - union) / hull
 
 
 def _area(sides: Tensor) -> Tensor:
@@ -54,9 +62,9 @@ def image_sides(batch_img_metas: list[dict], device: torch.device) -> Tensor:
     return to_device(np.array([meta['img_shape'][1::-1] * 2 for meta in batch_img_metas], np.float32), device)
 
 
-def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Copy an array to a device without waiting for it."""
-    tensor = torch.from_numpy(array)
-    if device.type == 'cuda':
+def to_device(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """Copy values to a device without waiting for it."""
+    tensor = torch.as_tensor(values)
+    if device.type == 'cuda' and not tensor.is_cuda:
         tensor = tensor.pin_memory()  # a copy from pageable memory waits
     return tensor.to(device, non_blocking=True)

@@ -3,69 +3,42 @@
 import random
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
-from mmcv.cnn.bricks import DropPath
 from mmdet.models import DETR
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from deit_detr.models.attention import replace_attention
+from deit_detr.models.cast_weights import WeightsCastOnce
+from deit_detr.models.compiled import CompiledLayers
+from deit_detr.models.host_losses import HostLosses
 
 
 @MODELS.register_module()
-class FastDETR(DETR):
+class FastDETR(WeightsCastOnce, HostLosses, CompiledLayers, DETR):
     """mmdet's ``DETR`` (arXiv 2005.12872) with fused attention; checkpoints load strictly in both directions.
 
     Use it with :class:`FastDETRHead`. ``DETR.pre_transformer`` makes a padding mask only if the images of a batch
     differ in size, which it reads from the metadata on the host.
 
     Args:
-        compile (dict, optional): Arguments of ``torch.compile`` for backbone, encoder and decoder, e.g. ``dict()``.
-            Each becomes one graph, except in training with dropout on a CPU. With ``dynamic=False`` there is one graph
-            for each shape, up to eight shapes (``torch._dynamo.config.recompile_limit``): use
-            :class:`BatchRandomResize`. The head is not compiled because matching runs on the host.
+        compile (dict, optional): See :class:`CompiledLayers`.
         *args: As for ``DETR``.
         **kwargs: As for ``DETR``.
     """
-
-    def __init__(self, *args, compile: dict | None = None, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        if compile is not None:
-            for module in self.backbone.modules():
-                if isinstance(module, DropPath):
-                    # mmpretrain sets a NumPy number; `if` on one breaks the graph in every layer
-                    module.drop_prob = float(module.drop_prob)
-            for module in (self.backbone, self.encoder, self.decoder):
-                module.compile(**compile)
 
     def _init_layers(self) -> None:
         super()._init_layers()
         replace_attention(self.encoder)
         replace_attention(self.decoder)
 
-    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum the losses, and copy the values to log to the host at once.
-
-        mmengine would read each logged value with ``item()``: twenty waits for the device in a step.
-
-        Args:
-            losses (dict[str, Tensor]): The losses of the head.
-
-        Returns:
-            tuple: The total loss, and the values to log on the CPU.
-        """
-        total, log_vars = super().parse_losses(losses)
-        values = torch.stack([value.detach() for value in log_vars.values()]).cpu()
-        return total, type(log_vars)(zip(log_vars, values, strict=True))
-
 
 @MODELS.register_module()
 class BatchRandomResize(nn.Module):
     """Scale each training batch by one of a few factors: multi-scale training without padding and with few shapes.
 
-    Use it in ``batch_augments`` of ``DetDataPreprocessor``. mmdet's ``BatchSyncRandomResize`` draws sizes from a range,
+    Use it in ``batch_augments`` of a data preprocessor. mmdet's ``BatchSyncRandomResize`` draws sizes from a range,
     truncates ``img_shape`` (one column less than the image makes DETR build a padding mask), and reads the drawn size
     back from the device.
 

@@ -2,24 +2,26 @@
 
 import numpy as np
 import torch
-from mmdet.models import DETRHead, GIoULoss, L1Loss
-from mmdet.models.losses import QualityFocalLoss
+from mmdet.models import CrossEntropyLoss, DETRHead, FocalLoss, GIoULoss, L1Loss
 from mmdet.registry import MODELS
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
 from mmdet.utils import InstanceList, reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from deit_detr.models.box_ops import generalized_iou, image_sides, to_device
-from deit_detr.models.matching import check_costs, match_batch
+from deit_detr.models.box_ops import image_sides, ious, to_centres, to_corners, to_device
+from deit_detr.models.matching import BatchMatches, check_costs, match_batch
+
+#: What mmdet adds to the number by which it divides a sum of losses.
+EPS = torch.finfo(torch.float32).eps
 
 
 @MODELS.register_module()
 class FastDETRHead(DETRHead):
     """mmdet's ``DETRHead`` without loops over layers and images: same parameters, matches, losses and predictions.
 
-    A training step waits for the device once, for the matching costs. Everything is computed in float32, also under
-    autocast: bfloat16 would round boxes by up to 1.6 of 800 pixels, and float16 costs overflow.
+    A training step does not wait for the device, except for the matching costs where Triton does not work. Everything
+    is computed in the precision of the parameters, also under autocast: bfloat16 would round boxes by up to 1.6 of 800
+    pixels, and float16 costs overflow.
 
     Args:
         num_classes (int): Number of classes, without the background.
@@ -29,6 +31,9 @@ class FastDETRHead(DETRHead):
     Raises:
         TypeError: If a loss or a matching cost is not supported.
     """
+
+    #: Supported types of ``loss_cls``.
+    cls_losses = (CrossEntropyLoss, FocalLoss)
 
     def __init__(self, num_classes: int, loss_cls: dict, **kwargs) -> None:
         loss_cls = dict(loss_cls)
@@ -43,17 +48,19 @@ class FastDETRHead(DETRHead):
             weight = self.loss_cls.__dict__.pop('class_weight')
             self.loss_cls.register_buffer('class_weight', weight, persistent=False)
 
-        if type(self.loss_bbox) is not L1Loss or type(self.loss_iou) is not GIoULoss:
-            raise TypeError('FastDETRHead supports loss_bbox L1Loss and loss_iou GIoULoss: use DETRHead for others')
-        if isinstance(self.loss_cls, QualityFocalLoss):
-            raise TypeError('FastDETRHead does not support QualityFocalLoss: use DETRHead')
+        for name, supported in (
+                ('loss_cls', self.cls_losses), ('loss_bbox', (L1Loss,)), ('loss_iou', (GIoULoss,))):
+            kind = type(getattr(self, name))
+            if kind not in supported:
+                names = ' or '.join(loss.__name__ for loss in supported)
+                raise TypeError(f"{type(self).__name__} supports {name} {names}, not {kind.__name__}: use mmdet's head")
         if self.train_cfg:
             check_costs(self.assigner.match_costs)
 
-    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute logits and boxes as ``DETRHead`` does, in the precision of the parameters also under autocast."""
+    def forward(self, hidden_states: Tensor, *references: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute logits and boxes as mmdet's head does, in the precision of the parameters also under autocast."""
         with torch.autocast(hidden_states.device.type, enabled=False):
-            return super().forward(hidden_states.to(self.fc_cls.weight.dtype))
+            return super().forward(*(x.to(self.fc_cls.weight.dtype) for x in (hidden_states, *references)))
 
     def loss_by_feat(
         self, all_layers_cls_scores: Tensor, all_layers_bbox_preds: Tensor, batch_gt_instances: InstanceList,
@@ -73,45 +80,75 @@ class FastDETRHead(DETRHead):
             layers start with ``d0.``, ``d1.`` ...
         """
         assert batch_gt_instances_ignore is None, 'DETR has no ground truth to ignore'
-        with torch.autocast(all_layers_bbox_preds.device.type, enabled=False):
-            losses = self._losses(
-                all_layers_cls_scores.float(), all_layers_bbox_preds.float(), batch_gt_instances, batch_img_metas)
-        of_layers = {name: loss.unbind() for name, loss in losses.items()}
-        result = {name: loss[-1] for name, loss in of_layers.items()}
-        for index in range(len(all_layers_bbox_preds) - 1):
-            result.update({f'd{index}.{name}': loss[index] for name, loss in of_layers.items()})
-        return result
+        losses, _ = self.match_and_loss(
+            all_layers_cls_scores, all_layers_bbox_preds, batch_gt_instances, batch_img_metas)
+        return name_layers(losses)
 
-    def _losses(
+    def match_and_loss(
         self, scores: Tensor, boxes: Tensor, batch_gt_instances: InstanceList, batch_img_metas: list[dict],
+    ) -> tuple[dict[str, Tensor], BatchMatches]:
+        """Match each layer alone; return its losses as :meth:`layer_losses` does, and the matches."""
+        with torch.autocast(boxes.device.type, enabled=False):
+            scores, boxes = scores.float(), boxes.float()
+            matches = match_batch(self.assigner.match_costs, scores, boxes, batch_gt_instances, batch_img_metas)
+            return self.layer_losses(scores, boxes, matches), matches
+
+    def layer_losses(
+        self, scores: Tensor, boxes: Tensor, matches: BatchMatches, num_negatives: int | None = None,
     ) -> dict[str, Tensor]:
-        """Return ``loss_cls``, ``loss_bbox`` and ``loss_iou``, ``(layers,)`` each."""
+        """Return the losses of each layer for given matches.
+
+        Args:
+            scores (Tensor): Logits, ``(layers, images, queries, classes)``.
+            boxes (Tensor): Normalized boxes (cx, cy, w, h), ``(layers, images, queries, 4)``.
+            matches (BatchMatches): Which queries have which boxes.
+            num_negatives (int, optional): Queries without a box in a layer, for the average of ``loss_cls``. Default:
+                all others.
+
+        Returns:
+            dict[str, Tensor]: ``loss_cls``, ``loss_bbox`` and ``loss_iou``, ``(layers,)`` each.
+        """
         num_layers, num_images, num_queries = boxes.shape[:3]
-        matches = match_batch(self.assigner.match_costs, scores, boxes, batch_gt_instances, batch_img_metas)
-        image, num_pos = matches.index[1], matches.num_per_layer
+        num_matches, image, gt = matches.num_per_layer, matches.index[1], matches.gt
+        if num_negatives is None:
+            num_negatives = num_images * num_queries - num_matches
+        sides, expected = matches.sides[image], matches.gt_boxes[image, gt]
+        predicted = boxes[matches.index]
+        loss_bbox = (predicted - to_centres(expected / sides)).abs()
+        iou, giou = ious(to_corners(predicted) * sides, expected, self.loss_iou.eps)
+        loss_cls = self.classification_loss(scores, matches.index, matches.gt_labels[image, gt], iou.detach())
 
-        labels = matches.gt_labels.new_full((num_layers, num_images, num_queries), self.num_classes)
-        labels[matches.index] = matches.gt_labels[image, matches.gt]
-        loss_cls = self.loss_cls(scores.flatten(0, 2), labels.flatten(), reduction_override='none')
-
-        sides = matches.sides[image]
-        predicted, expected = boxes[matches.index], bbox_xyxy_to_cxcywh(matches.gt_boxes[image, matches.gt] / sides)
-        loss_bbox = self.loss_bbox.loss_weight * (predicted - expected).abs()
-        giou = generalized_iou(
-            bbox_cxcywh_to_xyxy(predicted) * sides, bbox_cxcywh_to_xyxy(expected) * sides, self.loss_iou.eps)
-        loss_iou = self.loss_iou.loss_weight * (1 - giou)
-
-        num_neg = num_images * num_queries - num_pos
-        cls_average = scores.new_full((1,), num_pos + num_neg * self.bg_cls_weight)
+        cls_average = scores.new_full((1,), num_matches + num_negatives * self.bg_cls_weight)
         if self.sync_cls_avg_factor:
             cls_average = reduce_mean(cls_average)
-        box_average = reduce_mean(scores.new_full((1,), num_pos))
-        eps = torch.finfo(torch.float32).eps
+        box_average = reduce_mean(scores.new_full((1,), num_matches)).clamp(min=1) + EPS
         return {
-            'loss_cls': loss_cls.reshape(num_layers, -1).sum(1) / (cls_average.clamp(min=1) + eps),
-            'loss_bbox': loss_bbox.reshape(num_layers, 4 * num_pos).sum(1) / (box_average.clamp(min=1) + eps),
-            'loss_iou': loss_iou.reshape(num_layers, num_pos).sum(1) / (box_average.clamp(min=1) + eps),
+            'loss_cls': loss_cls.reshape(num_layers, -1).sum(1) / (cls_average.clamp(min=1) + EPS),
+            'loss_bbox': loss_bbox.reshape(num_layers, 4 * num_matches).sum(1) * (
+                self.loss_bbox.loss_weight / box_average),
+            'loss_iou': (1 - giou).reshape(num_layers, num_matches).sum(1) * (self.loss_iou.loss_weight / box_average),
         }
+
+    def classification_loss(self, scores: Tensor, index: tuple[Tensor, ...], labels: Tensor, iou: Tensor) -> Tensor:
+        """Return the losses of all queries.
+
+        Args:
+            scores (Tensor): Logits, ``(layers, images, queries, classes)``.
+            index (tuple[Tensor, ...]): Layer, image and query of each match, ``(matches,)`` each.
+            labels (Tensor): Class of each match, ``(matches,)``.
+            iou (Tensor): IoU of each match, in 0..1, ``(matches,)``.
+
+        Returns:
+            Tensor: One or more values for each query, ordered by layer.
+        """
+        if isinstance(self.loss_cls, FocalLoss):
+            # one number for each class: otherwise the loss waits for the device, or calls an operator of mmcv
+            targets = torch.zeros_like(scores)
+            targets[(*index, labels)] = 1
+        else:
+            targets = labels.new_full(scores.shape[:3], self.num_classes)
+            targets[index] = labels
+        return self.loss_cls(scores.flatten(0, 2), targets.flatten(0, 2), reduction_override='none')
 
     def predict_by_feat(
         self, layer_cls_scores: Tensor, layer_bbox_preds: Tensor, batch_img_metas: list[dict], rescale: bool = True,
@@ -133,12 +170,21 @@ class FastDETRHead(DETRHead):
         boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
 
         sides = image_sides(batch_img_metas, boxes.device)[:, None]
-        boxes = (bbox_cxcywh_to_xyxy(boxes) * sides).clamp(min=0).minimum(sides)
+        boxes = (to_corners(boxes) * sides).clamp(min=0).minimum(sides)
         if rescale:
             factors = np.array([meta['scale_factor'] for meta in batch_img_metas], np.float32)
             boxes = boxes / to_device(factors, boxes.device).repeat(1, 2)[:, None]
         return [InstanceData(bboxes=box, scores=score, labels=label)
                 for box, score, label in zip(boxes, scores, labels, strict=True)]
+
+
+def name_layers(losses: dict[str, Tensor], prefix: str = '') -> dict[str, Tensor]:
+    """Return one loss for each layer, ``(layers,)`` in the argument, under mmdet's names: the last layer first."""
+    of_layers = {name: loss.unbind() for name, loss in losses.items()}
+    result = {f'{prefix}{name}': loss[-1] for name, loss in of_layers.items()}
+    for index in range(len(next(iter(losses.values()))) - 1):
+        result.update({f'd{index}.{prefix}{name}': loss[index] for name, loss in of_layers.items()})
+    return result
 
 
 def best_detections(head: DETRHead, logits: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from mmcv.cnn import ConvModule
 from mmcv.ops import MultiScaleDeformableAttention
@@ -13,7 +14,10 @@ from mmengine.model import BaseModule, bias_init_with_prob
 from torch import Tensor, nn
 
 from deit_detr.models.attention import replace_attention
-from deit_detr.models.box_ops import apply_deltas
+from deit_detr.models.box_ops import apply_deltas, to_device
+from deit_detr.models.cast_weights import WeightsCastOnce
+from deit_detr.models.compiled import CompiledLayers
+from deit_detr.models.host_losses import HostLosses
 
 
 @MODELS.register_module()
@@ -93,6 +97,8 @@ class QuerySelection(nn.Module):
             ``(..., classes)``.
         """
         num_images, num_tokens = memory.shape[:2]
+        if torch.is_autocast_enabled(memory.device.type):
+            memory = memory.to(torch.get_autocast_dtype(memory.device.type))  # autocast would copy it for each group
         # groups first, images and tokens as one dimension: each layer is one batched product
         tokens = self.norm(self.token(memory.flatten(0, 1).expand(num_groups, -1, -1)))
         scores = self.score(tokens)
@@ -186,7 +192,7 @@ class LWDETRDecoder(nn.Module):
 
 
 @MODELS.register_module()
-class LWDETR(DetectionTransformer):
+class LWDETR(WeightsCastOnce, HostLosses, CompiledLayers, DetectionTransformer):
     """LW-DETR (arXiv 2406.03459), built from mmdet's classes; the backbone is the encoder.
 
     Args:
@@ -194,7 +200,7 @@ class LWDETR(DetectionTransformer):
             the first.
         anchor_size (float): Sides of the anchors of the proposals, normalized to the image.
         *args: As for ``DetectionTransformer``.
-        **kwargs: As for ``DetectionTransformer``.
+        **kwargs: As for ``DetectionTransformer`` and :class:`CompiledLayers`.
     """
 
     def __init__(self, *args, num_groups: int = 13, anchor_size: float = 0.05, **kwargs) -> None:
@@ -225,20 +231,19 @@ class LWDETR(DetectionTransformer):
         shapes = [sample.img_shape for sample in batch_data_samples]
         some_padding = any(tuple(shape) != (height, width) for shape in shapes)
         if some_padding:
-            ratios = memory.new_tensor([(w / width, h / height) for h, w in shapes])
+            ratios = to_device(np.array([(w / width, h / height) for h, w in shapes], np.float32), memory.device)
         else:
-            ratios = memory.new_ones(memory.shape[0], 2)
+            ratios = torch.ones(memory.shape[0], 2, device=memory.device)
         anchors = torch.cat([
             _anchors((feat.shape[2], feat.shape[3]), self.anchor_size, memory.device) for feat in img_feats])
         centres = anchors[:, :2] / ratios[:, None]
         anchors = torch.cat([centres, anchors[:, 2:].expand_as(centres)], -1)
         padded = (centres > 1).any(-1) if some_padding else None
-        # as in mmdet: ONNX export traces it, while torch.tensor would become a constant
-        spatial_shapes = torch.stack([torch._shape_as_tensor(feat)[2:] for feat in img_feats]).to(memory.device)
-        level_start_index = torch.cat([spatial_shapes.new_zeros(1), spatial_shapes.prod(1).cumsum(0)[:-1]])
+        spatial_shapes = [(feat.shape[2], feat.shape[3]) for feat in img_feats]  # read by the host, not the device
+        if torch.onnx.is_in_onnx_export():  # as in mmdet: export traces it, while numbers would become constants
+            spatial_shapes = torch.stack([torch._shape_as_tensor(feat)[2:] for feat in img_feats])
         return dict(memory=memory, anchors=anchors, padded=padded), dict(
-            value=memory, key_padding_mask=padded, valid_ratios=ratios.repeat(1, 2), spatial_shapes=spatial_shapes,
-            level_start_index=level_start_index)
+            value=memory, key_padding_mask=padded, valid_ratios=ratios.repeat(1, 2), spatial_shapes=spatial_shapes)
 
     def forward_encoder(self, **inputs) -> dict:
         """Return the inputs: LW-DETR has no encoder besides the backbone."""

@@ -5,14 +5,12 @@ import torch.nn.functional as F
 from mmdet.models.layers import MLP
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
-from mmdet.utils import InstanceList, reduce_mean
+from mmdet.utils import InstanceList
 from mmengine.model import bias_init_with_prob
 from torch import Tensor, nn
 
-from deit_detr.models.box_ops import apply_deltas, generalized_iou, intersection_over_union
-from deit_detr.models.fast_detr_head import FastDETRHead
-from deit_detr.models.matching import match_batch
+from deit_detr.models.box_ops import apply_deltas
+from deit_detr.models.fast_detr_head import FastDETRHead, name_layers
 
 
 @MODELS.register_module()
@@ -63,7 +61,10 @@ class LWDETRHead(FastDETRHead):
         **kwargs: As for ``FastDETRHead``.
     """
 
+    cls_losses = (IoUAwareBCELoss,)
+
     def _init_layers(self) -> None:
+        self.sync_cls_avg_factor = True
         self.fc_cls = nn.Linear(self.embed_dims, self.cls_out_channels)
         self.reg_branch = MLP(self.embed_dims, self.embed_dims, 4, 3)
 
@@ -115,6 +116,21 @@ class LWDETRHead(FastDETRHead):
             [sample.gt_instances for sample in batch_data_samples], [sample.metainfo for sample in batch_data_samples])
         return {name.replace('d0.', 'enc_'): loss for name, loss in losses.items()}
 
+    def loss_by_feat(
+        self, all_layers_cls_scores: Tensor, all_layers_bbox_preds: Tensor, batch_gt_instances: InstanceList,
+        batch_img_metas: list[dict],
+    ) -> dict[str, Tensor]:
+        """Compute the losses as ``FastDETRHead`` does, the mean over groups ``(layers, images, groups, ...)``."""
+        # groups are matched alone, as layers are: (layers x groups, images, queries, ...)
+        scores, boxes = (x.transpose(1, 2).flatten(0, 1) for x in (all_layers_cls_scores, all_layers_bbox_preds))
+        losses, _ = self.match_and_loss(scores, boxes, batch_gt_instances, batch_img_metas)
+        num_layers = len(all_layers_cls_scores)
+        return name_layers({name: loss.view(num_layers, -1).mean(1) for name, loss in losses.items()})
+
+    def classification_loss(self, scores: Tensor, index: tuple[Tensor, ...], labels: Tensor, iou: Tensor) -> Tensor:
+        """Return the loss of each logit, see ``FastDETRHead``."""
+        return self.loss_cls(scores, (*index, labels), iou)
+
     def predict(
         self, hidden_states: Tensor, boxes: Tensor, batch_data_samples: SampleList, rescale: bool = True,
     ) -> InstanceList:
@@ -122,27 +138,3 @@ class LWDETRHead(FastDETRHead):
         scores, boxes = self(hidden_states[-1:, :, 0], boxes[-1:, :, 0])
         return self.predict_by_feat(
             scores, boxes, [sample.metainfo for sample in batch_data_samples], rescale=rescale)
-
-    def _losses(
-        self, scores: Tensor, boxes: Tensor, batch_gt_instances: InstanceList, batch_img_metas: list[dict],
-    ) -> dict[str, Tensor]:
-        """Return ``loss_cls``, ``loss_bbox`` and ``loss_iou``, ``(layers,)`` each."""
-        num_layers, _, num_groups = boxes.shape[:3]
-        # groups are matched alone, as layers are: (layers x groups, images, queries, ...)
-        scores, boxes = (x.transpose(1, 2).flatten(0, 1) for x in (scores, boxes))
-        matches = match_batch(self.assigner.match_costs, scores, boxes, batch_gt_instances, batch_img_metas)
-        image, gt = matches.index[1], matches.gt
-        sides = matches.sides[image]
-        predicted, expected = boxes[matches.index], matches.gt_boxes[image, gt]
-        corners = bbox_cxcywh_to_xyxy(predicted) * sides
-        loss_bbox = (predicted - bbox_xyxy_to_cxcywh(expected / sides)).abs()
-        loss_iou = 1 - generalized_iou(corners, expected, self.loss_iou.eps)
-        ious = intersection_over_union(corners.detach(), expected)
-        loss_cls = self.loss_cls(scores, (*matches.index, matches.gt_labels[image, gt]), ious)
-
-        average = reduce_mean(scores.new_full((), matches.num_per_layer)).clamp(min=1) * num_groups
-        return {
-            'loss_cls': loss_cls.view(num_layers, -1).sum(1) / average,
-            'loss_bbox': loss_bbox.view(num_layers, -1).sum(1) / average * self.loss_bbox.loss_weight,
-            'loss_iou': loss_iou.view(num_layers, -1).sum(1) / average * self.loss_iou.loss_weight,
-        }

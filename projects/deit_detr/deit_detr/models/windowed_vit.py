@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmpretrain.models import VisionTransformer
+from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
 from mmpretrain.models.utils import resize_pos_embed
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @MODELS.register_module()
@@ -13,9 +14,9 @@ class WindowedViT(VisionTransformer):
     """mmpretrain's ``VisionTransformer`` in which most layers attend inside windows only.
 
     Parameters and state-dict keys are those of the plain class: its checkpoints load, and if ``global_layers`` lists
-    all layers the results are the same. Tokens are put in window order once (LW-DETR, arXiv 2406.03459); global layers
-    do not depend on the order. A map is cut into as few windows of equal size as ``window_size`` allows. If the size
-    does not divide, tokens are padded below and to the right and masked.
+    all layers the results are the same. A map is cut into as few windows of equal size as ``window_size`` allows. If
+    the size does not divide, windows are padded below and to the right and masked; global layers see the real tokens
+    only, without a mask, so that attention takes its fastest kernel.
 
     Args:
         window_size (int | tuple[int, int]): Maximum rows and columns of tokens in a window.
@@ -34,6 +35,8 @@ class WindowedViT(VisionTransformer):
             raise ValueError("WindowedViT needs with_cls_token=False, out_type='featmap' and final_norm=True")
         self.window_size = (window_size, window_size) if isinstance(window_size, int) else tuple(window_size)
         self.global_layers = {range(self.num_layers)[index] for index in global_layers}
+        for layer in self.layers:
+            layer.__class__ = WindowedLayer
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps.
@@ -49,17 +52,21 @@ class WindowedViT(VisionTransformer):
         x, size = self.patch_embed(x)
         x = x + resize_pos_embed(self.pos_embed, self.patch_resolution, size, self.interpolate_mode, 0)
         windows = Windows(size, self.window_size, x.device)
-        x = windows.split(self.pre_norm(self.drop_after_pos(x)).unflatten(1, size))
-        local_mask, global_mask = windows.masks(batch)
+        x = self.pre_norm(self.drop_after_pos(x)).unflatten(1, size)
+        mask = windows.mask(batch)
 
-        maps = []
+        maps, is_split = [], False
         for index, layer in enumerate(self.layers):
             if index in self.global_layers:
-                x = _run_layer(layer, x.flatten(1, 2), global_mask).view_as(x)
+                x, is_split = windows.join(x) if is_split else x, False
+                x = layer(x.flatten(1, 2)).view_as(x)
             else:
-                x = _run_layer(layer, x.flatten(0, 1), local_mask).view_as(x)
+                x, is_split = x if is_split else windows.split(x), True
+                x = layer(x.flatten(0, 1), mask).view_as(x)
             if index in self.out_indices:
-                maps.append(windows.join(self.ln1(x)).permute(0, 3, 1, 2))
+                features = self.ln1(windows.join(x) if is_split else x)
+                # all of it: ONNX export does not know the type of what LayerNorm returns, but that of a slice
+                maps.append(features[:, :size[0], :size[1]].permute(0, 3, 1, 2))
         return tuple(maps)
 
 
@@ -96,27 +103,29 @@ class Windows:
         x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         return x[:, :self.size[0], :self.size[1]]
 
-    def masks(self, batch: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Return attention masks, False for padded tokens; None if there are none.
+    def mask(self, batch: int) -> Tensor | None:
+        """Return the attention mask of all windows, False for padded tokens; None if there are none.
 
         Args:
             batch (int): Number of maps.
 
         Returns:
-            tuple[Tensor, Tensor]: For window attention, ``(batch x windows, 1, 1, tokens of a window)``, and for global
-            attention, ``(1, 1, 1, all tokens)``.
+            Tensor | None: ``(batch x windows, 1, 1, tokens of a window)``.
         """
         if not self.is_padded:
-            return None, None
+            return None
         takes_part = self.split(torch.ones(1, *self.size, 1, dtype=torch.bool, device=self.device))[..., 0]
-        return takes_part.repeat(batch, 1, 1).flatten(0, 1)[:, None, None], takes_part.view(1, 1, 1, -1)
+        return takes_part.repeat(batch, 1, 1).flatten(0, 1)[:, None, None]
 
 
-def _run_layer(layer: nn.Module, x: Tensor, takes_part: Tensor | None) -> Tensor:
-    """Run mmpretrain's ``TransformerEncoderLayer`` with a mask and without three copies of qkv's gradient."""
-    attn = layer.attn
-    q, k, v = attn.qkv(layer.ln1(x)).unflatten(-1, (3, attn.num_heads, -1)).transpose(1, 3).unbind(2)
-    out = F.scaled_dot_product_attention(q, k, v, takes_part, dropout_p=attn.attn_drop if layer.training else 0.0)
-    out = attn.proj(out.transpose(1, 2).flatten(2))
-    x = x + attn.out_drop(attn.gamma1(attn.proj_drop(out)))
-    return layer.ffn(layer.ln2(x), identity=x)
+class WindowedLayer(TransformerEncoderLayer):
+    """mmpretrain's ``TransformerEncoderLayer`` with a mask and without three copies of qkv's gradient."""
+
+    def forward(self, x: Tensor, takes_part: Tensor | None = None) -> Tensor:
+        """Return the next states of ``(sequences, tokens, channels)``; the mask is as :meth:`Windows.mask` makes it."""
+        attn = self.attn
+        q, k, v = attn.qkv(self.ln1(x)).unflatten(-1, (3, attn.num_heads, -1)).transpose(1, 3).unbind(2)
+        out = F.scaled_dot_product_attention(q, k, v, takes_part, dropout_p=attn.attn_drop if self.training else 0.0)
+        out = attn.proj(out.transpose(1, 2).flatten(2))
+        x = x + attn.out_drop(attn.gamma1(attn.proj_drop(out)))
+        return self.ffn(self.ln2(x), identity=x)

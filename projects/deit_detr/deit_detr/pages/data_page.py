@@ -14,7 +14,7 @@ from tqdm import tqdm
 from deit_detr.datasets.coco_file import read_annotations
 from deit_detr.errors import UserError
 from deit_detr.files import replacing
-from deit_detr.images import DEEP, ImageFileError, decoding, open_image, pixel_problem
+from deit_detr.images import DEEP, ImageFileError, decoding, open_image, pixel_problem, upright, upright_size
 from deit_detr.pages.html import class_colour, gallery_image, percent, write_page
 
 TINY, THIN, WHOLE, TWICE_IOU = 4, 20, 0.95, 0.95
@@ -170,7 +170,7 @@ def _image_oddities(image: dict, boxes: list[dict], img_dir: Path) -> list[str]:
         with open_image(img_dir / image['file_name'], any_depth=True) as file:
             if pixel_problem(file):
                 names.append('depth')
-            if file.size != (image['width'], image['height']):
+            if upright_size(file) != (image['width'], image['height']):
                 names.append('other size')
     except (OSError, ImageFileError):
         names.append('no picture')
@@ -281,7 +281,7 @@ def _write_sheet(path: Path, chosen: list[tuple[Split, dict]], classes: list[str
     for place, (split, image) in enumerate(picked):
         try:
             with decoding(), open_image(split.img_dir / image['file_name']) as file:
-                tile = file.convert('RGB').resize((width, height))
+                tile = upright(file).convert('RGB').resize((width, height))
         except (OSError, ImageFileError):
             tile = Image.new('RGB', (width, height))
         draw = ImageDraw.Draw(tile)

@@ -8,7 +8,8 @@ import numpy as np
 
 from deit_detr.checkpoints.safe_loading import find_state_dict, load_checkpoint_file
 from deit_detr.errors import UserError
-from deit_detr.evaluation.detections import DatasetSummary, Evaluation, evaluate, predict, read_data
+from deit_detr.evaluation.coco_metric import PROPOSAL_NUMS
+from deit_detr.evaluation.detections import DatasetSummary, Evaluation, evaluate, find_metric, predict, read_data
 from deit_detr.evaluation.error_breakdown import CORRECT, best_f1_threshold
 from deit_detr.inference.attention import cross_attention, draw_attention, self_attention
 from deit_detr.inference.detector import load
@@ -70,17 +71,38 @@ def evaluate_run(run: EvaluatedRun, checkpoint: Path | None, predictions: Path |
                 raise
             training.missing.append(f'The checkpoint cannot be used: {error}.')
     if run.val_data is None or run.val_data.ann_file is None or not run.val_data.num_boxes:
-        training.missing.append('Nothing is evaluated: that needs validation data with boxes, in COCO format.')
+        training.missing.append('Nothing is evaluated: that needs validation data with boxes, in one COCO file.')
     elif predictions:
-        run.evaluation = evaluate(run.val_data, predictions)
+        _evaluate(run, predictions)
     elif run.num_parameters is None:
         training.missing.append('Nothing is evaluated: that needs a checkpoint, or --predictions.')
     else:
         predict(training.config, run.checkpoint, run.val_data.ann_file, kept)
-        run.evaluation = evaluate(run.val_data, kept)
-    if run.evaluation:
-        # rounded down, as the page's slider has steps of 0.01
-        run.score = max(0.01, math.floor(100 * best_f1_threshold(run.evaluation.matches)) / 100)
+        _evaluate(run, kept)
+
+
+def _evaluate(run: EvaluatedRun, predictions: Path) -> None:
+    """Evaluate detections; ``training.missing`` also lists why the numbers differ from those of the log."""
+    metric = find_metric(run.training.config)
+    limits = metric.get('proposal_nums', PROPOSAL_NUMS)
+    run.evaluation = evaluate(run.val_data, predictions, limits if len(limits) >= 3 else PROPOSAL_NUMS)
+    # rounded down, as the page's slider has steps of 0.01
+    run.score = max(0.01, math.floor(100 * best_f1_threshold(run.evaluation.matches)) / 100)
+    kind, thresholds, ann_file = (metric.get(key) for key in ('type', 'iou_thrs', 'ann_file'))
+    kind = getattr(kind, '__name__', kind)
+    used = run.evaluation.coco_eval.params.iouThrs
+    differ = dict(
+        type=kind if kind not in (None, 'CocoMetric', 'mmdet.CocoMetric') else None,
+        iou_thrs=None if thresholds is None or np.size(thresholds) == len(used) and np.allclose(thresholds, used)
+        else thresholds,
+        ann_file=ann_file if ann_file and Path(ann_file).is_file()
+        and Path(ann_file).read_bytes() != Path(run.val_data.ann_file).read_bytes() else None)
+    for key, value in differ.items():
+        if value is not None:
+            run.training.missing.append(f'The log has other numbers than this page, by val_evaluator.{key} {value}: '
+                                        "the page has COCO's AP over IoU 0.5 to 0.95 and the boxes of the data set.")
+    if run.evaluation.limits:
+        run.training.missing.append(f'{run.evaluation.limits}.')
 
 
 def add_attention(run: EvaluatedRun, max_images: int) -> None:

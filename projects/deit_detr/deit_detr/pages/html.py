@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from deit_detr.files import write_text
-from deit_detr.images import decoding, open_image
+from deit_detr.images import decoding, open_image, upright
 from deit_detr.scannet.classes import SCANNET_CLASSES
 
 #: Width of the pictures in a page, in pixels; smaller ones keep their size.
@@ -70,7 +70,7 @@ def picture(path: str | Path) -> str | None:
     try:
         with decoding(), open_image(path) as image:
             image.draft('RGB', (PICTURE_WIDTH, PICTURE_WIDTH))  # the JPEG decoder scales down, which is faster
-            image = image.convert('RGB')
+            image = upright(image).convert('RGB')
             image.thumbnail((PICTURE_WIDTH, 4 * PICTURE_WIDTH))
     except (OSError, ValueError):  # ValueError: a null byte in the name
         return None

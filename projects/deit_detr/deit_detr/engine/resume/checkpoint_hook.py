@@ -6,10 +6,10 @@ from typing import Any
 from mmdet.registry import HOOKS
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 
 from deit_detr.engine.resume.choice import choose_checkpoint
-from deit_detr.engine.resume.hyperparameters import apply_config, find_overridden
+from deit_detr.engine.resume.hyperparameters import apply_config, find_overridden, plain_state
 from deit_detr.engine.resume.progress import Progress, evaluated_epoch, mark_evaluated, remove_preempted
 from deit_detr.engine.resume.train_loop import ResumableTrainLoop
 from deit_detr.errors import UserError
@@ -96,8 +96,11 @@ class SafeCheckpointHook(CheckpointHook):
             self._save_checkpoint_with_step(runner, runner.epoch, dict(epoch=runner.epoch, iter=runner.iter))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add what continuing in the middle of an epoch needs."""
+        """Add what continuing in the middle of an epoch needs, and remove the methods of ``OneCycleLR``."""
         self._progress.write(checkpoint)
+        states = checkpoint.get('param_schedulers') or []
+        for of_one in states.values() if isinstance(states, dict) else [states]:
+            of_one[:] = map(plain_state, of_one)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the settings of optimizer and schedulers; tell the loop how many batches of the epoch to skip."""
@@ -105,9 +108,9 @@ class SafeCheckpointHook(CheckpointHook):
         if saved is None:
             return
         self._compare_hyperparameters(runner, checkpoint, saved)
-        if not saved.batches_done:
-            return
         loop = runner.train_loop
+        if not saved.batches_done or isinstance(loop, IterBasedTrainLoop):  # which skips the batches itself
+            return
         if isinstance(loop, ResumableTrainLoop) and saved.epoch_length == len(loop.dataloader):
             loop.batches_done = saved.batches_done
             return
@@ -125,10 +128,10 @@ class SafeCheckpointHook(CheckpointHook):
                 f'{runner._load_from}: these settings stay as they were saved, although the config has others. '
                 'default_hooks.checkpoint.resume_hyperparameters=False takes them from the config:', *overridden]))
             return
-        apply_config(runner, checkpoint, saved.batches_done)
-        runner.logger.info(
+        lost = apply_config(runner, checkpoint, saved.batches_done)
+        runner.logger.info('; '.join([
             f'resume_hyperparameters=False: optimizer and schedulers have the settings of the config, at step '
-            f'{saved.step}, not those of {runner._load_from}')
+            f'{saved.step}, not those of {runner._load_from}', *lost]))
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         super()._save_checkpoint_with_step(runner, step, meta)

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import sys
 from pathlib import Path
 
 from mmengine.config import Config
@@ -63,6 +64,11 @@ def choose_checkpoint(runner: Runner, folders: list[Path]) -> str | None:
                 'start from the beginning')
         if path is None:
             beginning = f'with the weights of load_from={start}' if start else 'from the beginning'
+            dropped = None if start else _dropped_load_from(runner.cfg)
+            if dropped:
+                beginning += (
+                    f', without load_from={dropped}, which the script has cleared, as the train.py of mmdet does with '
+                    '--resume. tools/train.py --resume loads it; or leave out --resume at the first start')
             runner.logger.warning(f'{runner.work_dir}: no checkpoint to resume, the training starts {beginning}')
             return None
         if start:
@@ -71,6 +77,15 @@ def choose_checkpoint(runner: Runner, folders: list[Path]) -> str | None:
         return path
     _check_run(runner, path, load_checkpoint_file(path, again=True))
     return str(path)
+
+
+def _dropped_load_from(cfg: Config) -> str | None:
+    """Return the ``load_from`` of the command line or the config file, where the run's config has none."""
+    given = [text.removeprefix('load_from=') for text in sys.argv if text.startswith('load_from=')]
+    try:
+        return given[-1] if given else Config.fromfile(cfg.filename).get('load_from')
+    except Exception:  # a config without a file, or one that has changed since
+        return None
 
 
 def find_resumable(folders: list[Path]) -> tuple[Path | None, dict[Path, str]]:
@@ -112,9 +127,7 @@ def _check_run(runner: Runner, path: str | Path, checkpoint: dict) -> None:
         raise UserError(f'{path}: holds weights, but no training to resume. Leave out --resume and {start}')
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     check_fit(model.state_dict(), find_state_dict(checkpoint, path), path, remedy=f'{ITS_CONFIG}, or {start}')
-    sizes, saved = (
-        [len(group['params']) for group in state['param_groups']]
-        for state in (runner.optim_wrapper.state_dict(), checkpoint['optimizer']))
+    sizes, saved = map(_group_sizes, (runner.optim_wrapper.state_dict(), checkpoint['optimizer']))
     if sizes != saved:
         raise UserError(
             f'{path}: has an optimizer with groups of {saved} tensors, but optim_wrapper of the config makes groups of '
@@ -122,6 +135,13 @@ def _check_run(runner: Runner, path: str | Path, checkpoint: dict) -> None:
     differences = find_differences(checkpoint['meta'].get('cfg', ''), runner.cfg)
     if differences:
         runner.logger.warning('\n'.join([f'the config is not the one of {path}:', *differences]))
+
+
+def _group_sizes(state: dict) -> list | dict:
+    """Return the number of tensors in each group of an optimizer, or of several optimizers by name."""
+    if 'param_groups' in state:
+        return [len(group['params']) for group in state['param_groups']]
+    return {name: _group_sizes(of_one) for name, of_one in state.items()}
 
 
 def find_differences(saved: str, cfg: Config) -> list[str]:

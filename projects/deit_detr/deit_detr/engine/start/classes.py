@@ -27,9 +27,8 @@ def check_classes(
     if not fields:
         return UNKNOWN, 'no data set knows its classes'
     first, classes = next(iter(fields.items()))
-    differing = [
-        f'{field} has {describe_classes(names)}' for field, names in (*fields.items(), *_evaluator_files(metrics))
-        if names != classes]
+    compared = (*fields.items(), *_evaluator_files(metrics, classes))
+    differing = [f'{field} has {describe_classes(names)}' for field, names in compared if names != classes]
     differing += [
         f'{field} is {number}' for field, number in _num_classes(model) if number != len(classes)]
     if not differing:
@@ -48,14 +47,20 @@ def dataset_classes(datasets: dict[str, Dataset]) -> Iterator[tuple[str, tuple[s
                 yield f'{name}.metainfo.classes', tuple(meta['classes'])
 
 
-def _evaluator_files(metrics: dict[str, Sequence[BaseMetric]]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield config field and class names of each annotation file that numbers classes as the data set does."""
+def _evaluator_files(
+    metrics: dict[str, Sequence[BaseMetric]], classes: tuple[str, ...],
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield config field and class names of each annotation file that numbers classes as the data set does.
+
+    Others of its classes do not count in mmdet: a detector may be trained on one class of COCO.
+    """
     for name, of_split in metrics.items():
         for metric in of_split:
             # Pri3DMetric matches classes by name and reads a file of fewer classes
             if isinstance(metric, CocoMetric) and metric._coco_api and not isinstance(metric, Pri3DMetric):
-                categories = metric._coco_api.dataset['categories']
-                yield f'{name}_evaluator.ann_file', tuple(category['name'] for category in categories)
+                names = tuple(category['name'] for category in metric._coco_api.dataset['categories'])
+                known = tuple(name for name in names if name in classes)
+                yield f'{name}_evaluator.ann_file', known if len(known) == len(classes) else names
 
 
 def _num_classes(cfg: ConfigDict, path: str = 'model') -> Iterator[tuple[str, int]]:

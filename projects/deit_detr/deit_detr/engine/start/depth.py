@@ -2,11 +2,13 @@
 
 import io
 
+import cv2
+import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmengine.fileio import get
 from torch.utils.data import Dataset
 
-from deit_detr.images import open_image, pixel_problem
+from deit_detr.images import DEEP, ImageFileError, open_image, pixel_problem
 
 
 def find_deep_images(dataset: Dataset, number: int = 64) -> str | None:
@@ -29,8 +31,14 @@ def find_deep_images(dataset: Dataset, number: int = 64) -> str | None:
     found = []
     for path in (dataset.get_data_info(index)['img_path'] for index in sample):
         try:
-            with open_image(io.BytesIO(get(path, backend_args=reader.backend_args)), any_depth=True) as image:
-                found += [f'{path}: {problem}' for problem in [pixel_problem(image)] if problem]
-        except Exception:  # of any storage: other checks name it, or OpenCV reads the image and Pillow does not
+            data = get(path, backend_args=reader.backend_args)
+            try:
+                with open_image(io.BytesIO(data), any_depth=True) as image:
+                    problem = pixel_problem(image)
+            except ImageFileError:  # OpenCV also reads JPEG 2000, AVIF, HDR ...
+                image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+                problem = DEEP if image is not None and image.dtype != np.uint8 else None
+            found += [f'{path}: {problem}'] if problem else []
+        except Exception:  # of any storage or decoder: other checks name it
             continue
     return f'{len(found)} of a sample of {len(sample)}, e.g. {found[0]}' if found else None

@@ -18,9 +18,13 @@ SAMPLE = 64  # images
 
 
 def build_metrics(evaluator: ConfigDict | list | None) -> list[MMDetCocoMetric]:
-    """Build the COCO metrics of a config's evaluator."""
-    configs = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator] if evaluator else []
-    metrics = [METRICS.build(cfg) for cfg in configs]
+    """Build the COCO metrics of an evaluator; one for a part of a ``ConcatDataset`` has its index as ``part``."""
+    several = isinstance(evaluator, dict) and 'metrics' in evaluator
+    configs = evaluator['metrics'] if several else evaluator or []
+    metrics = [METRICS.build(cfg) for cfg in (configs if isinstance(configs, (list, tuple)) else [configs])]
+    if several and 'dataset_prefixes' in evaluator:  # mmdet's MultiDatasetsEvaluator
+        for part, metric in enumerate(metrics):
+            metric.part = part
     return [metric for metric in metrics if isinstance(metric, MMDetCocoMetric)]
 
 
@@ -31,13 +35,17 @@ def check_evaluator(metrics: list[MMDetCocoMetric], dataset: CocoDataset) -> tup
         metrics: From :func:`build_metrics`; changed so that they report the AP of boxes.
         dataset: The validation data.
     """
-    infos = [dataset.get_data_info(index) for index in sample(len(dataset), SAMPLE)]
-    infos = [info for info in infos if info.get('instances')]
-    if not metrics or not infos:
-        return UNKNOWN, 'no COCO metric in val_evaluator' if not metrics else 'no boxes to evaluate'
-    findings = [_check(metric, dataset, infos) for metric in metrics]
+    if not metrics:
+        return UNKNOWN, 'no COCO metric in val_evaluator'
+    findings, number = [], 0
+    for metric in metrics:
+        part = dataset.datasets[metric.part] if hasattr(metric, 'part') else dataset
+        infos = [part.get_data_info(index) for index in sample(len(part), SAMPLE)]
+        infos = [info for info in infos if info.get('instances')]
+        number = max(number, len(infos))
+        findings.append(_check(metric, part, infos) if infos else (UNKNOWN, 'no boxes to evaluate'))
     return next((finding for status in (FAIL, WARN, UNKNOWN) for finding in findings if finding[0] == status),
-                (OK, f'AP 1.0 for the ground truth of {len(infos)} images'))
+                (OK, f'AP 1.0 for the ground truth of {number} images'))
 
 
 def _check(metric: MMDetCocoMetric, dataset: CocoDataset, infos: list[dict]) -> tuple[str, str]:
@@ -47,6 +55,14 @@ def _check(metric: MMDetCocoMetric, dataset: CocoDataset, infos: list[dict]) -> 
     if unknown:
         return FAIL, f'val_evaluator.ann_file has no image {unknown[0]}, which val_dataloader.dataset has: name ' \
                      'the same file in both'
+    if len({info['img_id'] for info in infos}) < len(infos) or images and len(dataset) > len(images):
+        return FAIL, 'val_dataloader.dataset has several images of one id, by RepeatDataset or by files that are ' \
+                     'joined: their boxes count together. Use each image once, and MultiDatasetsEvaluator for ' \
+                     'several files'
+    pack = getattr(getattr(dataset, 'pipeline', None), 'transforms', [])[-1:]
+    if not metric._coco_api and pack and 'instances' not in getattr(pack[0], 'meta_keys', 'instances'):
+        return FAIL, 'val_evaluator has no ann_file: set it, or add "instances" to the meta_keys of PackDetInputs in ' \
+                     'the pipeline of val_dataloader'
     found = _check_thresholds(metric)
     if found and found[0] == FAIL:
         return found
@@ -118,7 +134,9 @@ def _highest_ap(metric: MMDetCocoMetric, classes: tuple[str, ...], infos: list[d
     if dense:
         reasons.append(
             f'{len(dense)} images have more boxes of a class than the {AP_DETECTIONS} detections that AP counts (up to '
-            f'{max(dense)}); compare bbox_mAP_50, which counts {sorted(metric.proposal_nums)[2]}')
+            f'{max(dense)}); ' + ('set val_evaluator.proposal_nums=(100,300,1000) for a bbox_mAP_50 that counts more'
+                                  if (last := sorted(metric.proposal_nums)[2]) == AP_DETECTIONS else
+                                  f'compare bbox_mAP_50, which counts {last}'))
     return float(np.mean(reached)), reasons
 
 

@@ -4,14 +4,14 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 
 from mmengine.logging import MMLogger
 
 from deit_detr.errors import UserError
 
-OK, WARN, FAIL, UNKNOWN = 'ok', 'warn', 'FAIL', 'unknown'
+OK, WARN, FAIL, UNKNOWN, IGNORED = 'ok', 'warn', 'FAIL', 'unknown', 'ignored'
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Finding:
 
     Attributes:
         check: Name of the check.
-        status: ``OK``, ``WARN``, ``FAIL``, or ``UNKNOWN`` if the check could not be made.
+        status: ``OK``, ``WARN``, ``FAIL``, ``UNKNOWN`` if the check could not be made, or ``IGNORED`` if it failed and
+            the config ignores it.
         message: What was found and, unless that is fine, how to fix it; one line.
     """
 
@@ -82,18 +83,23 @@ def table(findings: list[Finding]) -> str:
     return '\n'.join(f'{finding.check:<{width}}  {finding.status:<7}  {finding.message}' for finding in findings)
 
 
-def require(findings: list[Finding], ignore: tuple[str, ...] = ()) -> None:
+def mark_ignored(findings: list[Finding], ignore: tuple[str, ...]) -> list[Finding]:
+    """Return findings in which failures of the named checks have the status ``IGNORED``."""
+    return [
+        replace(finding, status=IGNORED) if finding.status == FAIL and finding.check in ignore else finding
+        for finding in findings]
+
+
+def require(findings: list[Finding]) -> None:
     """Raise one error for all failures.
 
     Args:
         findings: The findings of all checks.
-        ignore: Names of checks whose failures do not count.
 
     Raises:
         UserError: If a check failed, with a line for each failure.
     """
-    failed = [f'{finding.check}: {finding.message}' for finding in findings
-              if finding.status == FAIL and finding.check not in ignore]
+    failed = [f'{finding.check}: {finding.message}' for finding in findings if finding.status == FAIL]
     if len(failed) == 1:
         raise UserError(failed[0])
     if failed:

@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.logging import print_log
 
+from deit_detr.config_file import Options, read_config
 from deit_detr.errors import UserError
 
 
@@ -15,7 +16,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of mmdet's scripts that training and testing share."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=Options, metavar='KEY=VALUE',
         help='override settings of the config, e.g. train_dataloader.batch_size=2 model.num_queries=50')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torchrun sets LOCAL_RANK; older launchers pass it as an argument
@@ -32,14 +33,12 @@ def load_config(args: argparse.Namespace) -> Config:
         Config: With ``work_dir`` and ``launcher`` set.
 
     Raises:
-        UserError: If the file is missing.
+        UserError: If a file is missing or cannot be read, or the overrides do not fit.
     """
-    if not Path(args.config).is_file():
-        raise UserError(f'{args.config}: no such config file')
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config, args.cfg_options)
+    if 'model' not in cfg:
+        raise UserError(f'{args.config}: has no model: it is only a part of a config. Use a recipe')
     cfg.launcher = args.launcher
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
     if args.work_dir:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:

@@ -17,8 +17,21 @@ from deit_detr.engine.start.classes import check_classes
 from deit_detr.engine.start.data import check_data, largest_image
 from deit_detr.engine.start.evaluator import build_metrics, check_evaluator
 from deit_detr.engine.start.fields import check_fields
-from deit_detr.engine.start.findings import FAIL, OK, WARN, Finding, as_finding, attempt, require, run_check, table
+from deit_detr.engine.start.findings import (
+    FAIL,
+    OK,
+    UNKNOWN,
+    WARN,
+    Finding,
+    as_finding,
+    attempt,
+    mark_ignored,
+    require,
+    run_check,
+    table,
+)
 from deit_detr.engine.start.resources import check_disk, check_memory
+from deit_detr.engine.start.schedule import check_schedule, rates_in_force, starting_rates
 from deit_detr.engine.start.trial_step import (
     TooLarge,
     check_gradients,
@@ -37,9 +50,17 @@ def check_config(cfg: Config) -> list[Finding]:
         cfg: The config of a training run. Not changed.
 
     Returns:
-        list[Finding]: A row for each check.
+        list[Finding]: A row for each check. Failures that ``PreflightHook.ignore`` of the config names are marked.
+
+    Raises:
+        UserError: If ``PreflightHook.ignore`` names an unknown check.
     """
     init_default_scope(cfg.get('default_scope', 'mmdet'))
+    ignore = ignored_checks(cfg)
+    return mark_ignored(_all_findings(cfg), ignore)
+
+
+def _all_findings(cfg: Config) -> list[Finding]:
     datasets = build_datasets(cfg)
     findings = check_data_and_config(cfg, datasets)
     model = attempt(lambda: MODELS.build(copy.deepcopy(cfg.model)).to(get_device()))
@@ -51,7 +72,19 @@ def check_config(cfg: Config) -> list[Finding]:
         failure = attempt(model.init_weights)
         if failure is not None:
             findings.append(Finding('initialization', FAIL, str(failure)))
-    return findings + check_model(model, cfg, _largest_image(datasets.get('train')))
+    findings += check_model(model, cfg, _largest_image(datasets.get('train')))
+    train = datasets.get('train')
+    if cfg.get('train_cfg') and train is not None and not isinstance(train, UserError):
+        loader = attempt(lambda: Runner.build_dataloader(dict(cfg.train_dataloader, dataset=train)))
+        findings.append(run_check('schedule', check_schedule, cfg, attempt(starting_rates, model, cfg), loader))
+    return findings
+
+
+def ignored_checks(cfg: Config) -> tuple[str, ...]:
+    """Return the checks that ``PreflightHook.ignore`` of a config names; none without the hook."""
+    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
+    own = [hook for hook in hooks if isinstance(hook, dict) and 'PreflightHook' in str(hook.get('type'))]
+    return tuple(name for hook in own for name in PreflightHook(hook.get('ignore', ())).ignore)
 
 
 def build_datasets(cfg: Config) -> dict[str, Dataset | UserError]:
@@ -122,7 +155,7 @@ def check_model(model: nn.Module, cfg: Config, size: tuple[int, int] | UserError
 CHECKS = (
     'versions', 'model fields', *(f'{split} {part}' for split in ('train', 'val') for part in (
         'annotations', 'data', 'boxes', 'images')), 'train/val overlap', 'classes', 'evaluator', 'model',
-    'initialization', 'train pipeline', 'pretrained', 'gradients', 'memory', 'disk')
+    'initialization', 'train pipeline', 'pretrained', 'gradients', 'memory', 'disk', 'schedule')
 
 
 @HOOKS.register_module()
@@ -166,14 +199,20 @@ class PreflightHook(Hook):
         broadcast_object_list(size)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         findings += check_model(model, runner.cfg, size[0])
-        first, *others = all_gather_object(findings)
+        if get_rank() == 0:
+            rates = rates_in_force(runner.optim_wrapper)
+            schedule = attempt(check_schedule, runner.cfg, rates, runner.train_dataloader)
+            if isinstance(schedule, UserError):  # mmengine has built it, so training works
+                schedule = UNKNOWN, f'not drawn: {schedule}'
+            findings.append(as_finding('schedule', schedule))
+        first, *others = all_gather_object(mark_ignored(findings, self.ignore))
         known = {finding.message for finding in first}
         first += [
             Finding(f'{finding.check} of process {rank}', FAIL, finding.message)
             for rank, of_rank in enumerate(others, 1) for finding in of_rank
-            if finding.status == FAIL and finding.message not in known and finding.check not in self.ignore]
+            if finding.status == FAIL and finding.message not in known]
         runner.logger.info(f'before training:\n{table(first)}')
-        require(first, self.ignore)
+        require(first)
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -192,6 +231,6 @@ def build_runner(cfg: Config) -> Runner:
         runner = Runner.from_cfg(cfg)
         runner.train_loop, runner.val_loop  # noqa: B018 - builds them
     except Exception:
-        require(check_data_and_config(cfg, build_datasets(cfg)))
+        require(mark_ignored(check_data_and_config(cfg, build_datasets(cfg)), ignored_checks(cfg)))
         raise
     return runner

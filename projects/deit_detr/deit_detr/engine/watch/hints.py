@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 
 from deit_detr.checkpoints.pretrained import pretrained_modules
 from deit_detr.engine.batch import accumulative_counts, images_per_update
+from deit_detr.engine.optim import optim_wrappers
 
 
 @HOOKS.register_module()
@@ -63,7 +64,8 @@ def learning_rate(runner: Runner) -> str:
     """Describe the learning rate and the effective batch size that it is meant for."""
     batch, counts = images_per_update(runner.cfg), accumulative_counts(runner.cfg)
     # the wrapper's own param_groups have one more, with the rate before auto_scale_lr
-    rate = max(group.get('initial_lr', group['lr']) for group in runner.optim_wrapper.optimizer.param_groups)
+    rate = max(group.get('initial_lr', group['lr']) for wrapper in optim_wrappers(runner.optim_wrapper).values()
+               for group in wrapper.optimizer.param_groups)
     scaling = runner.cfg.get('auto_scale_lr') or {}
     base = scaling.get('base_batch_size')
     words = f'a learning rate of {rate:g} with {batch} images per ' + (

@@ -10,7 +10,7 @@ from mmdet.structures import DetDataSample
 from mmengine.dist import all_gather_object, get_rank
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -25,10 +25,10 @@ class NonFiniteHook(Hook):
     """Stop, or skip a few steps, when loss or gradients are NaN or infinite, and save the batches that caused it.
 
     The hook checks the norm of the gradients, which mmengine computes to clip them; in a recipe without clipping it is
-    computed and nothing is clipped. The gradients of several processes are averaged, so the norm is the same in all of
-    them and they agree without communication. A step whose norm is not finite changes no weight. Only then do the
-    processes exchange whose loss was not finite. Where gradients are accumulated, all batches since the last step are
-    checked.
+    computed and nothing is clipped, and where values are clipped it is computed before. The gradients of several
+    processes are averaged, so the norm is the same in all of them and they agree without communication. A step whose
+    norm is not finite changes no weight. Only then do the processes exchange whose loss was not finite. Where gradients
+    are accumulated, all batches since the last step are checked.
 
     A batch is saved as ``nonfinite/iter_N_rank_R.pth`` in the work folder, at most one for each step and process; see
     :func:`load_batch`. If costs of the Hungarian matching are not finite, neither is the loss.
@@ -38,9 +38,6 @@ class NonFiniteHook(Hook):
 
     Args:
         max_skips (int): Steps that are skipped in a run, with a warning each; the next one stops it.
-
-    Raises:
-        UserError: If the gradients are clipped by value, which hides infinite ones.
     """
 
     def __init__(self, max_skips: int = 0) -> None:
@@ -49,16 +46,20 @@ class NonFiniteHook(Hook):
         self._batches = []
 
     def before_train(self, runner: Runner) -> None:
-        """Make the optimizer skip non-finite gradients, and the matching accept non-finite costs."""
+        """Make the optimizer skip non-finite gradients, and the matching accept non-finite costs.
+
+        Raises:
+            UserError: If the training has several optimizers.
+        """
         wrapper = runner.optim_wrapper
-        if not isinstance(wrapper, OptimWrapper):
-            raise UserError(f'NonFiniteHook supports OptimWrapper, not {type(wrapper).__name__}: leave the hook out')
+        if not isinstance(wrapper, OptimWrapper) or isinstance(wrapper, OptimWrapperDict):
+            raise UserError(f'NonFiniteHook supports one OptimWrapper, not {type(wrapper).__name__}: take it out of '
+                            'custom_hooks')
         if not wrapper.clip_grad_kwargs:
             wrapper.clip_grad_kwargs = dict(max_norm=float('inf'))
             wrapper.clip_func, wrapper.grad_name = nn.utils.clip_grad_norm_, 'grad_norm'
         elif wrapper.grad_name != 'grad_norm':
-            raise UserError('optim_wrapper.clip_grad.type is "value", which hides infinite gradients: clip the norm, '
-                            'or take NonFiniteHook out of custom_hooks')
+            wrapper.clip_func, wrapper.grad_name = _clip_value, 'grad_norm'
         wrapper.optimizer.register_step_pre_hook(_keep_weights)
         # mmdet's assigner takes SciPy's function, which raises an error for costs that are not finite
         hungarian_assigner.linear_sum_assignment = assign
@@ -106,6 +107,13 @@ class NonFiniteHook(Hook):
         save_batch(path, data_batch, losses)
         images = ', '.join(str(sample.img_path) for sample in data_batch['data_samples'])
         return f'{path} ({images})'
+
+
+def _clip_value(params: list[Tensor], **kwargs) -> Tensor:
+    """Clip gradients by value and return their norm before, because clipping hides infinite ones."""
+    norm = nn.utils.clip_grad_norm_(params, float('inf'))
+    nn.utils.clip_grad_value_(params, **kwargs)
+    return norm
 
 
 def _keep_weights(optimizer: torch.optim.Optimizer, *_) -> None:

@@ -62,7 +62,7 @@ class Setting:
     @property
     def environment(self) -> dict[str, str]:
         """Environment variables that tell recipes where the rooms are."""
-        return dict.fromkeys(('MMDET_DATASETS', 'MINI_SCANNET_ROOT'), f'{self.rooms}/')
+        return dict.fromkeys(('DEIT_DATASETS', 'MINI_SCANNET_ROOT'), f'{self.rooms}/')
 
     def _find(self, pattern: str) -> Path:
         return sorted((self.repo / 'projects/deit_detr/configs').glob(pattern))[0]
