@@ -46,14 +46,14 @@ SETTINGS = {
     'by iterations, accumulated': by_iterations(2),
     'accumulated': {'optim_wrapper.accumulative_counts': 2},
     'EMAHook from an epoch on': {'default_hooks.ema.begin_epoch': 1},
-    'EMAHook from an iteration on': {'default_hooks.ema.begin_iter': 2},
-    'EMAHook of another kind': {
-        'default_hooks.ema.ema_type': 'ExpMomentumEMA', 'default_hooks.ema.update_buffers': True},
+    'EMAHook of another kind, from an iteration on': {
+        'default_hooks.ema.ema_type': 'ExpMomentumEMA', 'default_hooks.ema.update_buffers': True,
+        'default_hooks.ema.begin_iter': 2},
     'fewer batches in an epoch': {'train_dataloader.num_batch_per_epoch': 4},
     'images by class': {'train_dataloader.sampler': dict(_delete_=True, type='ClassAwareSampler')},
-    'file names': {'default_hooks.checkpoint.filename_tmpl': 'state_{}.pth'},
-    'seeds of processes': {'randomness': dict(seed=7, diff_rank_seed=True)},
-    'SGD': {'optim_wrapper.optimizer': dict(_delete_=True, type='SGD', lr=1e-3, momentum=0.9, weight_decay=1e-4)},
+    'SGD, file names, seeds of processes': {
+        'optim_wrapper.optimizer': dict(_delete_=True, type='SGD', lr=1e-3, momentum=0.9, weight_decay=1e-4),
+        'default_hooks.checkpoint.filename_tmpl': 'state_{}.pth', 'randomness': dict(seed=7, diff_rank_seed=True)},
 }
 
 

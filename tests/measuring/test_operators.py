@@ -15,16 +15,15 @@ RECIPES = (
 @pytest.mark.slow
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_a_training_step_has_few_operators(recipe):
-    """The number does not depend on the size of the images."""
+    """Also the first step, in which the optimizer makes its state. The number does not depend on the images' size."""
     counts = []
     for batch, padded in ((2, False), (8, False), *[(2, True)] * (recipe[:4] in ('lw-d', 'dino'))):
         step = make_step(Variant(
             name=recipe, task='train', config=str(REPO / f'projects/deit_detr/configs/{recipe}_scannet.py'),
             batch=batch, size=(160, 160), amp=True, padded=padded))
-        step()  # makes the state of the optimizer
         counts.append(count_operators(step))
     assert abs(counts[1].operators - counts[0].operators) <= 20
-    assert max(count.operators for count in counts) <= 3300
+    assert max(count.operators for count in counts) <= 4500
     assert [count.reads for count in counts[:2]] == [1, 1], 'of the gradient norm'
     assert all(count.reads == 2 for count in counts[2:]), 'also of the sizes of the images, which are on the host'
 
