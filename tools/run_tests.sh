@@ -29,7 +29,7 @@ if [ "${1:-}" = --quick ]; then
 fi
 [ "$quick" ] && installed || . tools/setup_env.sh
 installed || { echo 'installing requirements/tests.txt'; python -m pip install --quiet -r requirements/tests.txt; }
-# Tests that need weights or data set these variables themselves. Three processes share the tests, with one thread each, as some tests wait:
+# Tests that need weights or data set these variables themselves. Two processes share the tests, with one thread each:
 # one that has nothing left takes tests from the end of the other's list.
 exec env -u DEIT_CHECKPOINT -u DEIT_DATASETS -u MMDET_DATASETS -u MINI_SCANNET_ROOT -u PYTHONUNBUFFERED OMP_NUM_THREADS=1 \
-    python -m pytest --numprocesses 3 --dist worksteal "$@"
+    python -m pytest --numprocesses 2 --dist worksteal "$@"
