@@ -64,7 +64,7 @@ def transformers(request, tmp_path) -> tuple[str, str, dict[str, str]]:
     return request.param, error, install(tmp_path / 'packages', 'transformers', code, request.param)
 
 
-@pytest.mark.parametrize('transformers', ['5.24.0'], indirect=True)  # the other one breaks fewer imports
+@pytest.mark.parametrize('transformers', ['5.24.0'], indirect=True)  # the other version is imported in the next tests
 def test_transformers_that_break_mmpretrain(transformers, mini_scannet, run, tmp_path):
     version, error, env = transformers
     assert error in run(sys.executable, '-c', 'import mmpretrain.models', status=1, **env), 'a test of nothing'
