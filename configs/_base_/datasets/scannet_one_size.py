@@ -4,8 +4,7 @@ MMEngine refuses two base files that set the same field. So these are variables,
 8-GPU twin puts them in place:
 
     model = dict(data_preprocessor=dict(batch_augments=_base_.one_size_augments))
-    train_dataloader = dict(batch_size=..., batch_sampler=dict(drop_last=True), dataset=dict(
-        pipeline=_base_.one_size_pipeline))
+    train_dataloader = dict(batch_size=..., **_base_.one_size_dataloader)
 """
 # 480x640, 560x752, 640x864, 720x960, 800x1072
 one_size_augments = [dict(type='BatchRandomResize', scales=[0.6, 0.7, 0.8, 0.9, 1.0])]
@@ -27,3 +26,7 @@ one_size_pipeline = [
     dict(type='RandomFlip', prob=0.5),  # last: resizing a flipped view takes twice the time
     dict(type='PackDetInputs'),
 ]
+one_size_dataloader = dict(
+    num_workers=8,
+    batch_sampler=dict(drop_last=True),  # a smaller batch would be another shape
+    dataset=dict(pipeline=one_size_pipeline))

@@ -10,8 +10,4 @@ mmdet's DETR uses for 16. There is no warm-up. On an H100 in bfloat16, a step of
 """
 _base_ = ['./detr-fast_deit-tiny_8xb1-150e_scannet.py', '../../../configs/_base_/datasets/scannet_one_size.py']
 model = dict(data_preprocessor=dict(batch_augments=_base_.one_size_augments))
-train_dataloader = dict(
-    batch_size=16,
-    num_workers=8,
-    batch_sampler=dict(drop_last=True),  # a smaller batch would be another shape
-    dataset=dict(pipeline=_base_.one_size_pipeline))
+train_dataloader = dict(batch_size=16, **_base_.one_size_dataloader)

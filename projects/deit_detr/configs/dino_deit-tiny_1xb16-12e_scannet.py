@@ -11,8 +11,4 @@ a card of 40 GB and 32 one of 80 GB. For 24 GB, add `--auto-scale-lr --cfg-optio
 """
 _base_ = ['./dino_deit-tiny_8xb2-12e_scannet.py', '../../../configs/_base_/datasets/scannet_one_size.py']
 model = dict(data_preprocessor=dict(batch_augments=_base_.one_size_augments))
-train_dataloader = dict(
-    batch_size=16,
-    num_workers=8,
-    batch_sampler=dict(drop_last=True),  # a smaller batch would be another shape
-    dataset=dict(pipeline=_base_.one_size_pipeline))
+train_dataloader = dict(batch_size=16, **_base_.one_size_dataloader)

@@ -11,8 +11,4 @@ So 32 images need a card of 24 GB. For less, add `--auto-scale-lr --cfg-options 
 """
 _base_ = ['./lw-detr_deit-tiny_8xb4-12e_scannet.py', '../../../configs/_base_/datasets/scannet_one_size.py']
 model = dict(data_preprocessor=dict(batch_augments=_base_.one_size_augments))
-train_dataloader = dict(
-    batch_size=32,
-    num_workers=8,
-    batch_sampler=dict(drop_last=True),  # a smaller batch would be another shape
-    dataset=dict(pipeline=_base_.one_size_pipeline))
+train_dataloader = dict(batch_size=32, **_base_.one_size_dataloader)

@@ -125,10 +125,10 @@ class _Failure:
             circle = self.chain[self.chain.index(self.chain[again]):again + 1]
             return circle[-2], _name_of(circle[-1]), f'the base configs form a circle: {" -> ".join(circle)}'
         if not os.path.isfile(self.file):
-            return self.child, _name_of(self.file), f'there is no base config {self.file}'
+            return self.child, _name_of(self.file), f'the base config {self.file} does not exist'
         if ' not found! It means' in words:
             gone = words.split(' not found!')[0]
-            return self.file, _name_of(gone), f'there is no base config {gone}'
+            return self.file, _name_of(gone), f'the base config {gone} does not exist'
         if 'inheritance chain' in words or 'context manager' in words:
             return self._find_mixed_styles()
         if key := '_substitute_base_vars' in self.names and self._local('new_k'):

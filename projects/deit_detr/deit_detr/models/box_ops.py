@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def to_corners(boxes: Tensor) -> Tensor:
-    """Return boxes (cx, cy, w, h) as (x1, y1, x2, y2), ``(..., 4)``."""
+    """Return boxes (cx, cy, w, h) as (x1, y1, x2, y2), ``(..., 4)``; fewer operators than mmdet's."""
     centres, sides = boxes.split(2, -1)
     return torch.cat([centres - 0.5 * sides, centres + 0.5 * sides], -1)
 
