@@ -98,7 +98,7 @@ def test_your_own_data_in_five_lines(tmp_path):
     """The README's config is the one of docs/data.md, which tests/datasets/test_your_own_data.py trains."""
     configs = []
     for name in ('README.md', 'docs/data.md'):
-        (text,) = re.findall(r"^```python\n(_base_ = .*?)^```", (REPO / name).read_text(), flags=re.M | re.S)
+        *_, text = re.findall(r"^```python\n(_base_ = .*?)^```", (REPO / name).read_text(), flags=re.M | re.S)
         path = tmp_path / f'{len(configs)}.py'
         path.write_text(text.replace("'../projects", f"'{REPO}/projects"))
         configs.append(Config.fromfile(path))

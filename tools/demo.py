@@ -7,6 +7,7 @@ Examples:
     python tools/demo.py CONFIG.py CHECKPOINT.pth video.mp4 --score-thr 0.5
     python tools/demo.py CONFIG.py CHECKPOINT.pth data/scannet-frames/val/scene0011_00
     python tools/demo.py CONFIG.py CHECKPOINT.pth --web
+    python tools/demo.py ecdet-s-coco room.jpg
 
 A scene is a folder with images in color/; its frames become a video. The colours of the classes are always the same.
 """
@@ -27,13 +28,15 @@ from tqdm import tqdm
 import deit_detr
 from deit_detr.images import picture_names
 from deit_detr.inference.video import VideoFrames, scene_frames, write_picture, write_video
+from deit_detr.migration.published import PUBLISHED
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='its checkpoint')
+    parser.add_argument(
+        'config', help=f'config file; or, without a checkpoint, {" or ".join(PUBLISHED)}, which is downloaded once')
+    parser.add_argument('checkpoint', nargs='?', help='its checkpoint')
     parser.add_argument('input', nargs='?', type=Path, help='picture, folder of pictures, video or scene folder')
     parser.add_argument('--out-dir', type=Path, default=Path('demo'), help='folder for the results (default: demo)')
     parser.add_argument('--score-thr', type=float, default=0.3, help='minimum score, 0 to 1 (default: 0.3)')
@@ -42,6 +45,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--web', action='store_true', help='serve a page for the browser instead of reading an input')
     parser.add_argument('--port', type=int, default=7860, help='port of the page (default: 7860)')
     args = parser.parse_args()
+    if (args.config in PUBLISHED or args.config.endswith('.pth')) and args.input is None:  # without a config
+        args.input, args.checkpoint = args.checkpoint and Path(args.checkpoint), None
     if args.web == (args.input is not None):
         parser.error('give either an input or --web')
     if args.fps is not None and args.fps <= 0:
@@ -101,7 +106,8 @@ def main() -> None:
     if args.web:
         from deit_detr.inference.web import launch
 
-        app = launch(detector, f'{Path(args.config).stem}, {Path(args.checkpoint).name}', args.port)
+        title = ', '.join(filter(None, [Path(args.config).stem, args.checkpoint and Path(args.checkpoint).name]))
+        app = launch(detector, title, args.port)
         print(f'{app.local_url} (Ctrl-C ends it)', flush=True)
         app.block_thread()
     elif args.input.is_dir() and scene_frames(args.input):

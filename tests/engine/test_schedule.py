@@ -7,15 +7,17 @@ from pathlib import Path
 import mmdet
 import pytest
 import torch
+from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.optim.scheduler import ConstantLR
 from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
+from torch.utils.data import DataLoader
 
 from deit_detr.engine.start.findings import OK, UNKNOWN, WARN
 from deit_detr.engine.start.schedule import check_schedule
 from deit_detr.errors import UserError
 from tests.helpers.paths import REPO
-from tests.helpers.tiny_training import read_log, tiny_config, train
+from tests.helpers.tiny_training import RECIPE, read_log, tiny_config, train
 
 
 def check(schedulers, length: int = 100, rates: tuple = (1e-4,), **train_cfg) -> tuple[str, str]:
@@ -41,6 +43,9 @@ def warm_up(**more) -> dict:
      'lr 0.0001 at the start, 1e-05 after 600 iterations'),
     ([dict(type='CosineAnnealingLR', T_max=12, eta_min=9e-5, convert_to_iter_based=True)], {},
      'lr 0.0001 at the start, falls to 9e-05 after 1199 iterations'),
+    ([warm_up(end=50, by_epoch=False), dict(
+        type='CosineAnnealingLR', begin=6, eta_min_ratio=0.5, convert_to_iter_based=True)], {},  # flat, then a cosine
+     'lr 1e-06 at the start, rises to 0.0001 after 49 iterations, stays until 6 epochs, falls to '),
     ([], {}, 'lr 0.0001 at the start'),
     ([dict(type='ReduceOnPlateauLR', monitor='coco/bbox_mAP')], {}, 'lr 0.0001 at the start; ReduceOnPlateau may'),
 ])
@@ -151,3 +156,15 @@ def test_a_scheduler_that_cannot_be_drawn_stops_no_training(mini_scannet, monkey
                'param_scheduler': [dict(type='AdamOnly', end=1)]}
     assert len(train(tiny_config(tmp_path / 'work', options)).losses) == 4
     assert 'unknown  not drawn: param_scheduler.0 (AdamOnly) cannot be built' in read_log(tmp_path / 'work')
+
+
+def test_augmentation_that_never_stops_is_named(mini_scannet):
+    init_default_scope('mmdet')
+    cfg = Config.fromfile(RECIPE)
+    cfg.train_dataloader.dataset.update(data_root=f'{mini_scannet}/', augment=dict(mosaic=0.5, photometric=0.5))
+    loader = DataLoader(DATASETS.build(cfg.train_dataloader.dataset))
+    assert check_schedule(cfg, [1e-4], loader)[0] == OK
+    assert check_schedule(cfg, [1e-4], loader)[1].endswith('; mosaic until 8 epochs; photometric until 15 epochs')
+    cfg.train_cfg.type = 'EpochBasedTrainLoop'
+    status, message = check_schedule(cfg, [1e-4], loader)
+    assert status == WARN and message.startswith('augment never stops: only ResumableTrainLoop')

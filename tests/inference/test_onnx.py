@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from mmdet.datasets.transforms import Resize
 from mmengine.config import Config
 from PIL import Image
 
@@ -27,18 +28,20 @@ CONFIGS = REPO / 'projects/deit_detr/configs'
 RUN_ONNX = REPO / 'tools/deployment/run_onnx.py'
 FAMILIES = sorted(path.stem.split('_')[0] for path in CONFIGS.glob('*mini-scannet.py'))
 #: Windows that divide the map at one size and not at another.
-LW_DETR = '''
-model = dict(
-    backbone=dict(window_size=4, out_indices=[0, 2], global_layers=[0, 2]), neck=dict(in_channels=[192, 192]))
-'''
+WINDOWS = 'window_size=4, out_indices=[0, 2], global_layers=[0, 2]'
+#: Families whose backbone has three layers, as the tiny detector's.
+BACKBONES = {
+    'lw-detr': WINDOWS, 'ec-detr': WINDOWS,
+    'ec-detr on ECViT': "type='ECViT', init_cfg=None, out_indices=[0, 2], _delete_=True"}
 
 
 def save_family(folder: Path, family: str) -> tuple[Path, Path]:
     """Save a small detector of a family without zero tensors: initially, branches and offsets have no effect."""
-    recipe = next(CONFIGS.glob(f'{family}_*mini-scannet.py'))
-    if family == 'lw-detr':
+    recipe = next(CONFIGS.glob(f'{family.split()[0]}_*mini-scannet.py'))
+    if family in BACKBONES:
         folder.mkdir(parents=True)
-        (folder / 'recipe.py').write_text(f"_base_ = '{recipe}'\n{LW_DETR}")
+        (folder / 'recipe.py').write_text(
+            f"_base_ = '{recipe}'\nmodel = dict(backbone=dict({BACKBONES[family]}), neck=dict(in_channels=[192] * 2))\n")
         recipe = folder / 'recipe.py'
     # few queries: nearly equal scores, whose order depends on the last bit, are rare among the best tokens
     config, path = save_tiny(folder, recipe, 'num_queries=20, test_cfg=dict(max_per_img=20)')
@@ -81,7 +84,8 @@ def image_of(width: int, height: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize('family', [
-    family if family == 'lw-detr' else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES])
+    family if family == 'lw-detr' else pytest.param(family, marks=pytest.mark.slow)
+    for family in sorted({*FAMILIES, *BACKBONES})])
 def test_numbers_of_pytorch(family, exported, run_onnx):
     config, checkpoint, path = exported(family)
     detector = deit_detr.load(config, checkpoint, 'cpu')
@@ -139,6 +143,14 @@ def test_resizing_is_that_of_the_test_pipeline(exported, run_onnx):
     for size in ((1296, 968), (640, 480), (97, 301), (33, 500)):
         image = image_of(*size)
         assert np.array_equal(in_onnx.resize(image), export._pixels(detector, image)), size
+
+
+def test_resizing_to_a_fixed_size(run_onnx):
+    in_onnx = run_onnx.OnnxDetector.__new__(run_onnx.OnnxDetector)
+    in_onnx.resize_scale, in_onnx.keep_ratio = [160, 128], False
+    for size in ((97, 301), (640, 480)):
+        expected = Resize(scale=(160, 128), keep_ratio=False)(dict(img=image_of(*size)))['img']
+        assert np.array_equal(in_onnx.resize(image_of(*size)), expected)
 
 
 @pytest.mark.slow
@@ -325,8 +337,10 @@ def test_pictures_that_cannot_be_written(run_onnx, tmp_path):
 
 def test_pipelines_of_all_recipes_are_known():
     for path in sorted(CONFIGS.rglob('*.py')):
-        expected = [192, 144] if 'mini-scannet' in path.name else [1333, 800]
-        assert list(export._resize_scale(Config.fromfile(path))) == expected, path.name
+        expected = (192, 144) if 'mini-scannet' in path.name else (1333, 800)
+        if path.stem.startswith(('lw-detr_vit', 'ec-detr')) and path.stem.endswith('_coco'):
+            expected = 640, 640
+        assert export._resize(Config.fromfile(path)) == (expected, expected != (640, 640)), path.name
 
 
 @pytest.mark.parametrize('changes, message', [

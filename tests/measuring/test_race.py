@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
+from deit_detr.datasets.augmentation import Augmentation
 from deit_detr.errors import UserError
 from deit_detr.measuring import race, race_report
 from deit_detr.measuring.budget import BudgetTrainLoop
@@ -102,6 +104,17 @@ def test_without_a_budget_it_is_an_ordinary_run(ordinary, tmp_path_factory):
     assert [item['step'] for item in clock['evaluations']] == [10, 20, 30, 40]
     assert [item['epoch'] for item in clock['evaluations']] == [2, 4, 6, 8]
     assert {(item['AP'], item['AP50']) for item in clock['evaluations']} == {(0.25, 0.5)}
+
+
+def test_augmentation_follows_the_clock(tmp_path_factory, monkeypatch):
+    step = Augmentation.__new__(Augmentation)
+    step.progress, step.mosaic, step.mixup, step.zoom_out, step.iou_crop, step.photometric = torch.zeros(()), *[0] * 5
+    step.mix_until = step.until = 1.0
+    monkeypatch.setattr(Points, 'pipeline', SimpleNamespace(transforms=[step]), raising=False)
+    shares = []
+    monkeypatch.setattr(Recorder, 'before_train_iter', lambda *args, **kwargs: shares.append(float(step.progress)))
+    toy_run(tmp_path_factory.mktemp('shares'), dict(type=BudgetTrainLoop, minutes=0.1 / 60, evals=1))
+    assert shares[0] == 0 and shares == sorted(shares) and shares[-1] < 1 and float(step.progress) == 1
 
 
 @pytest.mark.parametrize('accumulative_counts', [1, 3])

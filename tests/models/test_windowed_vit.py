@@ -119,6 +119,20 @@ def test_maps_of_several_layers_pass_the_final_norm():
         torch.testing.assert_close(of_b[index], expected, rtol=0, atol=1e-5)
 
 
+def test_maps_without_a_final_norm():
+    a, b = plain(final_norm=False, out_indices=[0, 3]), windowed([0, 1, 2, 3], final_norm=False, out_indices=[0, 3])
+    assert list(a.state_dict()) == list(b.state_dict())
+    for of_a, of_b in zip(a(images(80, 112)), b(images(80, 112)), strict=True):
+        torch.testing.assert_close(of_b, of_a, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('size, largest', [((64, 128), (2, 4)), ((80, 112), (3, 4)), ((16, 16), (1, 1))], ids=str)
+def test_a_number_of_windows_is_a_window_of_that_size(size, largest):
+    """Two windows in each direction, in maps of 4x8, 5x7 and 1x1 tokens."""
+    a, b = windowed([1], window_size=largest), windowed([1], num_windows=2)
+    assert torch.equal(a(images(*size))[0], b(images(*size))[0])
+
+
 def test_global_layers_see_real_tokens_without_a_mask(monkeypatch):
     """75x110 pixels are 5x7 tokens: four windows of 3x4, one row and one column of which are padding."""
     seen, attend = [], torch.nn.functional.scaled_dot_product_attention
@@ -142,7 +156,7 @@ def test_drop_path_drops_in_training_only():
 
 
 def test_class_token_is_refused():
-    for options in (dict(with_cls_token=True), dict(with_cls_token=True, out_type='cls_token'), dict(final_norm=False)):
+    for options in (dict(with_cls_token=True), dict(with_cls_token=True, out_type='cls_token')):
         with pytest.raises(ValueError, match='with_cls_token=False'):
             windowed([1], **copy.deepcopy(options))
 

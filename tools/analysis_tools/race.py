@@ -36,6 +36,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seeds', type=int, nargs='+', default=[0], metavar='N', help='one run per seed (default: 0)')
     parser.add_argument('--evals', type=int, default=8, help='evaluations of a run, equally spaced (default: 8)')
     parser.add_argument(
+        '--cpu-clock', action='store_true',
+        help='minutes are CPU time of the training, loading included: for a machine that has other work')
+    parser.add_argument(
         '--full', nargs='+', default=[], metavar='CONFIG',
         help='recipes to train also for all of their epochs, with the first seed')
     parser.add_argument('--out', default='work_dirs/race', metavar='DIR', help='folder (default: work_dirs/race)')
@@ -62,7 +65,7 @@ def main() -> None:
             raise UserError('--minutes and --evals must be positive')
         out_dir = args.out
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # also ends the training that is running
-        runs = race.plan(args.configs, args.full, args.minutes, args.evals, args.seeds, out_dir)
+        runs = race.plan(args.configs, args.full, args.minutes, args.evals, args.seeds, out_dir, args.cpu_clock)
         command = shlex.join(['python', *sys.argv])
         results = race.race(runs, args.cfg_options, TRAIN, out_dir, command)
     print(f'{race_report.to_markdown(results)}\nrace.json, race.md, race.png and race.svg are in {out_dir}')

@@ -64,6 +64,7 @@ class OnnxDetector:
             self.classes = json.loads(metadata['classes'])
             palette = json.loads(metadata['palette'])
             self.resize_scale = json.loads(metadata['resize_scale'])
+            self.keep_ratio = json.loads(metadata.get('keep_ratio', 'true'))  # older files always keep it
         except KeyError as error:
             raise InputError(f'{path}: has no {error} in its metadata: it was not written by export_onnx.py') from error
         except Exception as error:  # onnxruntime's exceptions have no common base class
@@ -100,10 +101,12 @@ class OnnxDetector:
         return boxes / factor, scores, labels
 
     def resize(self, image: np.ndarray) -> np.ndarray:
-        """Resize as in the test pipeline: to the largest size with the same aspect ratio inside ``resize_scale``."""
+        """Resize as in the test pipeline: to ``resize_scale``, or to the largest size inside of the image's ratio."""
         height, width = image.shape[:2]
-        scale = min(max(self.resize_scale) / max(height, width), min(self.resize_scale) / min(height, width))
-        size = int(width * scale + 0.5), int(height * scale + 0.5)
+        size = tuple(self.resize_scale)
+        if self.keep_ratio:
+            scale = min(max(size) / max(height, width), min(size) / min(height, width))
+            size = int(width * scale + 0.5), int(height * scale + 0.5)
         return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
 
     def draw(self, image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:

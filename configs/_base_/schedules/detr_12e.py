@@ -3,7 +3,7 @@
 Two additions take one line each, in a recipe or behind `--cfg-options`:
 
 - `default_hooks.ema.type=EMAHook` evaluates and saves a moving average of the weights over about the last 5000 steps
-  (mmengine's hook with its momentum of 0.0002).
+  (mmengine's hook with its momentum of 0.0002). `../ingredients.py` has one that fits trainings of any length.
 - `optim_wrapper.paramwise_cfg.layer_decay_rate=0.7` makes each layer of the backbone learn slower than the one above.
 """
 _base_ = './detr_150e.py'

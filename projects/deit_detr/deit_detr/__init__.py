@@ -60,6 +60,7 @@ with named_packages():
     from deit_detr.datasets.scannet import ScanNetDataset as ScanNetDataset
     from deit_detr.engine.optim import GroupedOptimWrapperConstructor as GroupedOptimWrapperConstructor
     from deit_detr.engine.resume.checkpoint_hook import SafeCheckpointHook as SafeCheckpointHook
+    from deit_detr.engine.resume.early_stopping import ResumableEarlyStoppingHook as ResumableEarlyStoppingHook
     from deit_detr.engine.resume.preemption import PreemptionHook as PreemptionHook
     from deit_detr.engine.resume.train_loop import ResumableTrainLoop as ResumableTrainLoop
     from deit_detr.engine.start.class_check import ClassCheckHook as ClassCheckHook
@@ -71,6 +72,9 @@ with named_packages():
     from deit_detr.engine.watch.run_record import RunRecordHook as RunRecordHook
     from deit_detr.evaluation.pri3d import Pri3DMetric as Pri3DMetric
     from deit_detr.inference.detector import load as load
+    from deit_detr.models.ec_detr import ECDETR as ECDETR
+    from deit_detr.models.ec_detr_head import ECDETRHead as ECDETRHead
+    from deit_detr.models.ec_vit import ECViT as ECViT
     from deit_detr.models.fast_detectors import FastConditionalDETR as FastConditionalDETR
     from deit_detr.models.fast_detectors import FastDABDETR as FastDABDETR
     from deit_detr.models.fast_detectors import FastDeformableDETR as FastDeformableDETR
@@ -81,6 +85,7 @@ with named_packages():
     from deit_detr.models.fast_heads import FastDABDETRHead as FastDABDETRHead
     from deit_detr.models.fast_heads import FastDeformableDETRHead as FastDeformableDETRHead
     from deit_detr.models.fast_heads import FastDINOHead as FastDINOHead
+    from deit_detr.models.hybrid_encoder import HybridEncoder as HybridEncoder
     from deit_detr.models.lw_detr import LWDETR as LWDETR
     from deit_detr.models.lw_detr_head import LWDETRHead as LWDETRHead
     from deit_detr.models.preprocessor import FastDataPreprocessor as FastDataPreprocessor

@@ -66,6 +66,18 @@ def read_config(path: str | Path, options: dict | None = None) -> Config:
     return cfg
 
 
+def recipe_path(name: str) -> Path:
+    """Return the path of a recipe of this project, by its file name.
+
+    Raises:
+        UserError: If the package was installed without the recipes.
+    """
+    path = Path(__file__).resolve().parents[1] / 'configs' / name
+    if not path.is_file():
+        raise UserError(f'{path}: no such recipe. Install this project from its checkout: bash tools/setup_env.sh')
+    return path
+
+
 def _missing_variable(error: Exception) -> str | None:
     found = re.match(r'`(\w+)` cannot be found in `os.environ`', _words(error))
     return found and found[1]

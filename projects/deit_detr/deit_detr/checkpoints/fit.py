@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -25,32 +25,6 @@ def load_weights(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
     except Exception as error:  # modules that change their tensors before loading may raise anything
         check_load(model, state_dict, path)
         raise UserError(f'{path}: does not fit the model: {error}. {ITS_CONFIG}') from None
-
-
-def describe_start(model: nn.Module, checkpoint: dict, path: str | Path) -> tuple[str, str]:
-    """Describe what a training gets from the checkpoint that it starts from, which may be a part of the model.
-
-    Args:
-        model: The unwrapped model. Not changed.
-        checkpoint: The content of the file. Afterwards its tensors lie under ``state_dict``, where mmengine reads them.
-        path: The file, for the messages.
-
-    Returns:
-        tuple[str, str]: How much of the model it gives, and what differs, or ''.
-
-    Raises:
-        UserError: If it gives nothing.
-    """
-    own, saved = model.state_dict(), find_state_dict(checkpoint, path)
-    checkpoint.setdefault('state_dict', saved)
-    saved = check_load(
-        model, saved, path, least=1 / len(own),
-        remedy='Nothing would be loaded: load_from needs a checkpoint of this model or of a part of it')
-    fitting, differences = _compare(own, saved)
-    advice = ['The rest of the model keeps its initialization', _other_layout(own, saved, needed=fitting + 1)]
-    return (
-        f'{path}: {fitting} of {len(own)} tensors of the model are loaded',
-        '. '.join(filter(None, ['; '.join(differences), *(advice if fitting < len(own) else [])])))
 
 
 def check_load(
@@ -137,17 +111,20 @@ def check_fit(
         UserError: If they differ. The message names the file, the first tensors of each kind of difference, and the
             fix.
     """
-    fitting, differences = _compare(own, saved, part, prefix)
+    fitting, differences = compare(own, saved, part, prefix)
     needed = least * len(own)
     if fitting < needed or (differences and least == 1):
-        fix = _other_layout(own, saved, part, prefix, needed=needed) or remedy
+        fix = other_layout(own, saved, part, prefix, needed=needed) or remedy
         raise UserError(f'{path}: does not fit {part}: {"; ".join(differences)}. {fix}')
 
 
-def _compare(
-    own: dict[str, Tensor], saved: dict[str, Tensor], part: str = 'the model', prefix: str = '',
+def compare(
+    own: dict[str, Tensor], saved: dict[str, Tensor], part: str = 'the model', prefix: str = '', most: int | None = 3,
 ) -> tuple[int, list[str]]:
-    """Return how many tensors agree in name and shape, and a line for each kind of difference."""
+    """Return how many tensors agree in name and shape, and a line for each kind of difference.
+
+    A line names the first ``most`` tensors, or all of them, whole modules in short.
+    """
     missing = [
         prefix + key for key in own if prefix + key not in saved
         and not key.endswith('num_batches_tracked')]  # old checkpoints of batch norms do not have it
@@ -156,18 +133,36 @@ def _compare(
         for key in sorted(own, key=lambda key: 'pos_embed' in key)  # depends on the image size too: named last
         if prefix + key in saved and saved[prefix + key].shape != own[key].shape]
     unexpected = [key for key in saved if not key.startswith(prefix) or key.removeprefix(prefix) not in own]
-    kinds = {'missing': missing, 'of another shape': shapes, f'not in {part}': unexpected}
-    return len(own) - len(missing) - len(shapes), [
-        f'{len(names)} tensors are {kind} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
-        for kind, names in kinds.items() if names]
+    lines = []
+    for kind, names, among in (
+        ('missing', missing, [prefix + key for key in own]), ('of another shape', shapes, shapes),
+        (f'not in {part}', unexpected, saved),
+    ):
+        shown = _by_module(names, among) if most is None else [*names[:most], *['...'] * (len(names) > most)]
+        if names:
+            lines.append(f'{len(names)} tensors are {kind} ({", ".join(shown)})')
+    return len(own) - len(missing) - len(shapes), lines
 
 
-def _other_layout(
+def _by_module(names: list[str], among: Iterable[str]) -> list[str]:
+    """Shorten a list of tensors: ``neck.*`` stands for all tensors of a module, if there are several."""
+    left, shown = set(among) - set(names), {}
+    for name in names:
+        parts = name.split('.')
+        modules = ['.'.join(parts[:end]) + '.' for end in range(1, len(parts))]
+        whole = next((start for start in modules if not any(key.startswith(start) for key in left)), None)
+        shown.setdefault(whole or name, []).append(name)
+    return [f'{start}*' if len(members) > 1 else members[0] for start, members in shown.items()]
+
+
+def other_layout(
     own: dict[str, Tensor], saved: dict[str, Tensor], part: str = 'the model', prefix: str = '', *, needed: float,
 ) -> str | None:
     """Return the fix if the tensors have another project's names, else None."""
     if any(key.startswith('bbox_head.transformer.') for key in saved):
         return 'It has the layout of mmdet 2.x: convert it with tools/model_converters/mmdet2x_to_3x.py'
+    if any(key.startswith('backbone.0.encoder.') for key in saved):
+        return 'It has the layout of LW-DETR: convert it with tools/model_converters/lw_detr_to_mmdet.py'
     timm = 'blocks.0.norm1.weight'
     if any(key.endswith(timm) for key in saved) and not any(key.endswith(timm) for key in own):
         return 'It has the layout of timm and DeiT: convert it with tools/model_converters/deit_to_mmpretrain.py'
@@ -181,14 +176,22 @@ def _other_layout(
     return f'init_cfg.prefix has to be {best!r} and is {prefix!r}'
 
 
+def trained_classes(checkpoint: dict) -> tuple[str, ...]:
+    """Return the classes that a checkpoint of mmdet 3.x or 2.x was trained on; none if it does not name them."""
+    meta = checkpoint.get('meta') or {}
+    names = [part.get(key) for part in (meta.get('dataset_meta') or {}, meta) for key in ('classes', 'CLASSES')]
+    found = next(filter(None, names), ())
+    return (found,) if isinstance(found, str) else tuple(found)
+
+
 def check_trained_classes(checkpoint: dict, path: str | Path, classes: Sequence[str], field: str) -> None:
     """Compare the classes that a checkpoint was trained on, if it names them, with those of a field of the config.
 
     Raises:
         UserError: If number, names or order differ.
     """
-    trained = ((checkpoint.get('meta') or {}).get('dataset_meta') or {}).get('classes')
-    if trained and tuple(trained) != tuple(classes):
+    trained = trained_classes(checkpoint)
+    if trained and trained != tuple(classes):
         raise UserError(
             f'{path}: was trained on {describe_classes(trained)}, but {field} has {describe_classes(classes)}. Set '
             'that field to the former, or use the config that it was trained with')

@@ -17,21 +17,28 @@ _NOT_CHECKED = '{}: {} converts {} itself, which is not checked'
 
 
 def read_pretrained(checkpoint: str) -> dict[str, Tensor]:
-    """Read the state dict behind an ``init_cfg.checkpoint``.
+    """Read the state dict behind an ``init_cfg.checkpoint``, see :func:`read_checkpoint`."""
+    return find_state_dict(read_checkpoint(checkpoint), checkpoint)
+
+
+def read_checkpoint(checkpoint: str, again: bool = False) -> dict:
+    """Read the checkpoint of ``init_cfg`` or ``load_from``.
 
     Args:
         checkpoint: Path or address. An address is downloaded into torch's cache, or taken from there.
+        again: Keep the content of a file in memory for the next call, see
+            :func:`~deit_detr.checkpoints.safe_loading.load_checkpoint_file`.
 
     Returns:
-        dict[str, Tensor]: Key to tensor.
+        dict: What the file holds.
 
     Raises:
         UserError: If the file is missing, cannot be downloaded, is not a checkpoint, or is damaged.
     """
-    if '://' not in checkpoint:
-        return find_state_dict(load_checkpoint_file(Path(checkpoint).expanduser()), checkpoint)
+    if '://' not in str(checkpoint):
+        return load_checkpoint_file(Path(checkpoint).expanduser(), again)
     try:
-        return find_state_dict(CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu'), checkpoint)
+        return CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     except UserError:
         raise
     except Exception as error:  # mmengine's backends for networks, caches and formats may raise anything
@@ -40,7 +47,7 @@ def read_pretrained(checkpoint: str) -> dict[str, Tensor]:
             load_checkpoint_file(cached)
         raise UserError(
             f'{checkpoint}: cannot be loaded ({type(error).__name__}: {error}). Without network, download it '
-            'elsewhere and name the file in init_cfg.checkpoint or, for the recipes here, in DEIT_CHECKPOINT') from None
+            'elsewhere and name the file instead; the recipes read the name of theirs from DEIT_CHECKPOINT') from None
 
 
 def pretrained_modules(model: nn.Module) -> dict[str, tuple[nn.Module, dict]]:

@@ -13,6 +13,7 @@ from mmengine.fileio import exists
 from mmengine.logging import print_log
 from pycocotools.coco import COCO as PlainCOCO  # noqa: N811
 
+from deit_detr.datasets.augmentation import Augmentation
 from deit_detr.datasets.coco_file import BOX_FORMAT, FIXES, NO_AREA, reaches_beyond, read_annotations, why_unused
 from deit_detr.errors import UserError
 
@@ -48,6 +49,7 @@ class CheckedCocoDataset(CocoDataset):
     Args:
         metainfo (dict, optional): ``classes`` has the names of all categories of the file, in the file's order.
             Default: COCO's 80.
+        augment (dict, optional): Arguments of :class:`~deit_detr.datasets.augmentation.Augmentation`, for training.
 
     Raises:
         UserError: If the annotation file or its first image is missing, the file would be misread, or none of its
@@ -56,6 +58,11 @@ class CheckedCocoDataset(CocoDataset):
 
     #: The fix for a missing file or other categories, for error messages.
     HINT = 'set data_root, ann_file and metainfo.classes of the train, val and test data to match your files'
+
+    def __init__(self, *args, augment: dict | None = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if augment:
+            Augmentation(self, **augment)
 
     @classmethod
     def _load_metainfo(cls, metainfo: dict | None = None) -> dict:

@@ -15,8 +15,8 @@ def optim_wrappers(wrapper: OptimWrapper) -> dict[str, OptimWrapper]:
     return dict(wrapper.items()) if isinstance(wrapper, OptimWrapperDict) else {'': wrapper}
 
 
-def _is_no_paramwise_line(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith('paramwise_options')
+def _is_no_line_of_a_parameter(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith('paramwise_options') and 'since its requires_grad' not in str(record.msg)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -38,12 +38,12 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             super().add_params(params, module, prefix=prefix, is_dcn_module=is_dcn_module)
             return
         logger = MMLogger.get_current_instance()
-        logger.addFilter(_is_no_paramwise_line)
+        logger.addFilter(_is_no_line_of_a_parameter)
         try:
             single = []
             super().add_params(single, module, is_dcn_module=is_dcn_module)
         finally:
-            logger.removeFilter(_is_no_paramwise_line)
+            logger.removeFilter(_is_no_line_of_a_parameter)
 
         rate = self.paramwise_cfg.get('layer_decay_rate')
         if rate is not None:
@@ -61,6 +61,9 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             logger.info(
                 f'optimizer: {len(group["params"])} tensors, {number:,} parameters, '
                 f'lr {group.get("lr", self.base_lr):g}, weight decay {group.get("weight_decay", self.base_wd):g}')
+        frozen = [param.numel() for param in module.parameters() if not param.requires_grad]
+        if frozen:
+            logger.info(f'optimizer: {len(frozen)} tensors, {sum(frozen):,} parameters, are frozen')
 
 
 def layer_decays(backbone: nn.Module, rate: float) -> dict[int, float]:

@@ -88,7 +88,7 @@ def self_attention(
         detector: From :func:`deit_detr.load`.
         image: See :class:`~deit_detr.inference.detector.Detector`.
         points: (x, y) of each point, in pixels of the image.
-        part: ``'encoder'``, or ``'backbone'`` for a vision transformer.
+        part: ``'encoder'``, also if it is the neck, or ``'backbone'`` for a vision transformer.
         layer: Layer of the part; -1 is the last.
 
     Returns:
@@ -169,7 +169,10 @@ def _layer(detector: Detector, part: str, layer: int) -> nn.Module:
     attention = dict(decoder='cross_attn', encoder='self_attn', backbone='attn').get(part)
     if attention is None:
         raise UserError(f"part {part!r}: has to be 'encoder' or 'backbone'")
-    layers = getattr(getattr(detector.model, part, None), 'layers', None)
+    owner = getattr(detector.model, part, None)
+    if owner is None and part == 'encoder':
+        owner = getattr(detector.model, 'neck', None)  # HybridEncoder
+    layers = getattr(owner, 'layers', None)
     if not layers or not hasattr(layers[0], attention):
         raise UserError(f'{type(detector.model).__name__}: its {part} has no layers whose attention can be shown')
     if not -len(layers) <= layer < len(layers):

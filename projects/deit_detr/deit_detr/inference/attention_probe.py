@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from deit_detr.errors import UserError
 from deit_detr.inference.detector import Detector, ImageInput
 from deit_detr.models.attention import FusedAttention
-from deit_detr.models.windowed_vit import WindowedViT, Windows
+from deit_detr.models.ec_vit import ECViT, rotate
+from deit_detr.models.windowed_vit import WindowedViT
 
 
 class AttentionProbe:
@@ -173,10 +174,13 @@ class AttentionProbe:
         """Return the weights of mmpretrain's attention, which may have extra tokens or work in windows."""
         num_tokens = math.prod(self.grid)
         q, k, _ = self.caught['qkv'].unflatten(-1, (3, self.module.num_heads, -1)).unbind(2)
+        if isinstance(self.model.backbone, ECViT):
+            rotation = self.model.backbone.rotation(self.grid)[:, :, None]
+            q, k = rotate(q, rotation), rotate(k, rotation)
         if len(q) == 1 and q.shape[1] - num_tokens in (0, getattr(self.model.backbone, 'num_extra_tokens', 0)):
             ids = torch.arange(num_tokens - q.shape[1], num_tokens, device=q.device)[None]  # negative: extra tokens
         elif isinstance(self.model.backbone, WindowedViT):
-            windows = Windows(self.grid, self.model.backbone.window_size, q.device)
+            windows = self.model.backbone.windows(self.grid, q.device)
             ids = windows.split(torch.arange(1, num_tokens + 1, device=q.device).view(1, *self.grid, 1)) - 1
             ids = ids.view(q.shape[:2])
         else:
@@ -259,5 +263,5 @@ def sampling_points(
     offsets = module.sampling_offsets(query).view(*shape, 2)
     centre, sides = reference[:, None, :, None, :2], reference[:, None, :, None, 2:]
     if sides.shape[-1]:
-        return centre + offsets / module.num_points * sides * 0.5, weights
+        return centre + offsets / getattr(module, 'points_of_level', module.num_points) * sides * 0.5, weights
     return centre + offsets / inputs['spatial_shapes'].flip(1)[:, None], weights

@@ -26,6 +26,7 @@ from deit_detr.config_file import read_config
 from deit_detr.errors import UserError
 from deit_detr.fonts import class_names_drawn
 from deit_detr.images import MAX_PIXELS, PROGRAMS, ImageFileError, decoding, open_image, pixel_problem, upright
+from deit_detr.migration.published import find_published
 from deit_detr.models.compiled import compile_layers
 
 #: A file, an 8-bit array in OpenCV's channel order (BGR), or a PIL image.
@@ -35,20 +36,22 @@ MAX_ASPECT = 20
 
 
 def load(
-    config: str | Path | Config, checkpoint: str | Path, device: str | None = None, compile: bool | dict = False,
+    config: str | Path | Config, checkpoint: str | Path | None = None, device: str | None = None,
+    compile: bool | dict = False,
 ) -> 'Detector':
-    """Load a trained detector.
+    """Load a trained detector, or one that another project publishes.
 
     Example::
 
         import deit_detr
 
-        detector = deit_detr.load('config.py', 'epoch_150.pth')
+        detector = deit_detr.load('config.py', 'epoch_150.pth')  # or deit_detr.load('ecdet-s-coco')
         found = detector('room.jpg').pred_instances
         print(found.label_names, found.scores, found.bboxes)
 
     Args:
-        config: Config file, or the ``Config`` read from it.
+        config: Config file, or the ``Config`` read from it. Without ``checkpoint``: the name of a published detector,
+            which is downloaded once, or a file converted from one, see :mod:`~deit_detr.migration.published`.
         checkpoint: Its checkpoint, a ``.pth`` or ``.safetensors`` file; no code from it is run.
         device: E.g. ``'cpu'`` or ``'cuda:1'``. Default: the GPU if there is one.
         compile: Whether to compile the layers for low latency, with CUDA graphs on a GPU, or the options for it, see
@@ -61,6 +64,8 @@ def load(
     Raises:
         UserError: If a file is missing, the checkpoint does not fit the config, or there is no compiler.
     """
+    if checkpoint is None:
+        config, checkpoint = find_published(getattr(config, 'filename', config))
     if not isinstance(config, Config):
         config = read_config(config)
     missing = [field for field in ('model', 'test_dataloader') if field not in config]

@@ -93,9 +93,10 @@ class OnnxGraph(nn.Module):
         super().__init__()
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         replace_attention(self.model)  # in evaluation nn.MultiheadAttention uses an operator that ONNX does not have
-        # this padding uses math.ceil, which tracing would turn into a constant
-        self.patch_size = self.model.backbone.patch_embed.projection.kernel_size
-        self.model.backbone.patch_embed.adaptive_padding = None
+        # this padding uses math.ceil, which tracing would turn into a constant; ECViT's stem has none
+        patches = self.model.backbone.patch_embed
+        self.patch_size = patches.projection.kernel_size if getattr(patches, 'adaptive_padding', None) else (1, 1)
+        patches.adaptive_padding = None
         head = self.model.bbox_head
         self.max_per_img = head.test_cfg.get('max_per_img', model.num_queries)
         # predict() of each head selects the last layer and ends with this call, which would need sizes as numbers
@@ -192,29 +193,31 @@ def _metadata(detector: Detector, cfg: Config, checkpoint: str | Path, int8: boo
             f'{cfg.filename}: model.data_preprocessor has to be a DetDataPreprocessor or FastDataPreprocessor with '
             'mean, std and pad_size_divisor=1: the graph supports no other')
     palette = detector.visualizer.dataset_meta['palette']
+    scale, keep_ratio = _resize(cfg)
     return dict(
         classes=json.dumps(detector.classes),
         palette=json.dumps(None if palette == 'random' else palette),
-        resize_scale=json.dumps(_resize_scale(cfg)),
+        resize_scale=json.dumps(scale),
+        keep_ratio=json.dumps(keep_ratio),
         precision='int8' if int8 else 'float32',
         config=Path(cfg.filename).name,
         checkpoint=Path(checkpoint).name)
 
 
-def _resize_scale(cfg: Config) -> tuple[int, int]:
-    """Return the scale of the test pipeline's keep-ratio resize; raise UserError if other steps change pixels."""
+def _resize(cfg: Config) -> tuple[tuple[int, int], bool]:
+    """Return scale and keep_ratio of the test pipeline's resize; raise UserError if other steps change pixels."""
     steps = [dict(step) for step in cfg.test_dataloader.dataset.pipeline]
     types = [step.pop('type') for step in steps]
     names = [(kind if isinstance(kind, str) else kind.__name__).rsplit('.', 1)[-1] for kind in types]
     resize = steps[names.index('Resize')] if names.count('Resize') == 1 else {}
     loading = steps[names.index('LoadImageFromFile')] if 'LoadImageFromFile' in names else {}
     if set(names) - {'LoadImageFromFile', 'Resize', 'LoadAnnotations', 'PackDetInputs'} or \
-            set(loading) - {'backend_args'} or set(resize) != {'scale', 'keep_ratio'} or not resize['keep_ratio']:
+            set(loading) - {'backend_args'} or set(resize) != {'scale', 'keep_ratio'}:
         raise UserError(
             f'{cfg.filename}: the pipeline of test_dataloader.dataset is {" - ".join(names)}: run_onnx.py repeats '
-            'LoadImageFromFile and one Resize(scale=(W, H), keep_ratio=True), and nothing else')
+            'LoadImageFromFile and one Resize(scale=(W, H), keep_ratio=...), and nothing else')
     scale = resize['scale']
-    return (scale, scale) if isinstance(scale, int) else tuple(scale)
+    return (scale, scale) if isinstance(scale, int) else tuple(scale), bool(resize['keep_ratio'])
 
 
 def _trace(detector: Detector, path: Path, config: str | Path) -> None:

@@ -10,6 +10,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from deit_detr.datasets.augmentation import set_progress
 from deit_detr.files import write_json
 from deit_detr.machine import GB, describe, peak_memory
 
@@ -23,7 +24,9 @@ class BudgetTrainLoop(EpochBasedTrainLoop):
     decides when to evaluate, when to stop (the last step may exceed the budget) and the learning rate: after each step
     the rate is that of the recipe's schedule after the same share of its epochs. So the whole schedule, warm-up
     included, is stretched or shrunk to the budget, without knowing the speed of a step, and a slow minute of the
-    machine shifts nothing. Hooks that count steps or epochs, such as a moving average, are not fitted.
+    machine shifts nothing. The data set's ``augment`` stops at its shares of the budget; batches that are loaded by
+    then follow. Hooks that count steps or epochs are not fitted. The moving average of
+    ``configs/_base_/ingredients.py`` needs no fitting, because it covers the last tenth of the steps so far.
 
     Without ``minutes``, ``progress`` is the share of the recipe's steps: an ordinary run with a clock.
 
@@ -39,14 +42,16 @@ class BudgetTrainLoop(EpochBasedTrainLoop):
         max_epochs (int): Length of the recipe's schedule.
         minutes (float | None): Budget of training time; without it, training ends after ``max_epochs``.
         evals (int): Number of evaluations, at equal shares of the run; the last one is at its end.
+        cpu_clock (bool): Whether the clock counts the CPU time of this process, not the time that passes.
     """
 
     def __init__(
         self, runner: Runner, dataloader: DataLoader | dict, max_epochs: int, minutes: float | None = None,
-        evals: int = 8,
+        evals: int = 8, cpu_clock: bool = False,
     ) -> None:
         super().__init__(runner, dataloader, max_epochs)
         self.minutes = minutes
+        self.cpu_clock = cpu_clock
         self.evals = evals
         self.seconds = 0.0
         self.cpu_seconds = 0.0
@@ -88,9 +93,11 @@ class BudgetTrainLoop(EpochBasedTrainLoop):
             self.run_iter(index, data_batch)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            self.seconds += time.perf_counter() - start
-            self.cpu_seconds += time.process_time() - cpu_start
+            cpu_seconds = time.process_time() - cpu_start
+            self.cpu_seconds += cpu_seconds
+            self.seconds += cpu_seconds if self.cpu_clock else time.perf_counter() - start
             self._advance_schedule()
+            set_progress(self.dataloader.dataset, self.progress)
             self._evaluate_if_due()
             if self.progress >= 1:
                 break

@@ -41,6 +41,7 @@ class RaceRun:
         minutes: Budget of training time; ``None`` trains for all epochs of the recipe.
         evals: Number of evaluations, at equal shares of the run.
         folder: Work folder of the run.
+        cpu_clock: Whether minutes are CPU time of the training process, which then loads its data itself.
     """
 
     config: str
@@ -48,6 +49,7 @@ class RaceRun:
     minutes: float | None
     evals: int
     folder: Path
+    cpu_clock: bool = False
 
     @property
     def name(self) -> str:
@@ -81,6 +83,7 @@ class RaceRun:
 
 def plan(
     configs: list[str], full: list[str], minutes: float, evals: int, seeds: list[int], out_dir: str | Path,
+    cpu_clock: bool = False,
 ) -> list[RaceRun]:
     """Return all runs in the order in which they are trained.
 
@@ -91,6 +94,7 @@ def plan(
         evals: Evaluations of a run.
         seeds: Each of ``configs`` is trained once with each seed.
         out_dir: Folder of the race.
+        cpu_clock: See :class:`RaceRun`.
 
     Returns:
         list[RaceRun]: All recipes with the first seed, then with the next; the runs of ``full`` come last.
@@ -105,10 +109,10 @@ def plan(
                 raise UserError(f'{name}: more than one CONFIG has this name')
     folder = Path(out_dir, 'runs')
     runs = [
-        RaceRun(config, seed, minutes, evals, folder / Path(config).stem / f'seed{seed}')
+        RaceRun(config, seed, minutes, evals, folder / Path(config).stem / f'seed{seed}', cpu_clock)
         for seed in dict.fromkeys(seeds) for config in configs]
     return runs + [
-        RaceRun(config, seeds[0], None, evals, folder / f'{Path(config).stem}_full' / f'seed{seeds[0]}')
+        RaceRun(config, seeds[0], None, evals, folder / f'{Path(config).stem}_full' / f'seed{seeds[0]}', cpu_clock)
         for config in full]
 
 
@@ -127,7 +131,10 @@ def race_config(run: RaceRun, options: dict) -> Config:
         raise UserError(f'{run.config}: train_cfg.type: only text configs with a loop of epochs can race')
     cfg.custom_imports.imports = [*cfg.custom_imports.imports, 'deit_detr.measuring.budget']
     cfg.train_cfg = dict(
-        type='BudgetTrainLoop', max_epochs=cfg.train_cfg.max_epochs, minutes=run.minutes, evals=run.evals)
+        type='BudgetTrainLoop', max_epochs=cfg.train_cfg.max_epochs, minutes=run.minutes, evals=run.evals,
+        cpu_clock=run.cpu_clock)
+    if run.cpu_clock:
+        cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
     schedulers = cfg.get('param_scheduler') or []
     for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
         if scheduler.get('by_epoch', True):

@@ -6,14 +6,17 @@ from deit_detr.checkpoints.safe_loading import find_state_dict, load_checkpoint_
 from deit_detr.errors import UserError
 from deit_detr.migration.conversion import Conversion, without_position
 
-#: Pattern of the old key, template of the new one.
-_RULES = [
+#: Pattern of the old key, template of the new one: what every vision transformer has.
+VIT_RULES = [
     (r'(cls_token|pos_embed)', r'backbone.\1'),
     (r'patch_embed\.proj\.(.+)', r'backbone.patch_embed.projection.\1'),
     (r'blocks\.(\d+)\.norm([12])\.(.+)', r'backbone.layers.\1.ln\2.\3'),
     (r'blocks\.(\d+)\.attn\.(qkv|proj)\.(.+)', r'backbone.layers.\1.attn.\2.\3'),
     (r'blocks\.(\d+)\.mlp\.fc1\.(.+)', r'backbone.layers.\1.ffn.layers.0.0.\2'),
     (r'blocks\.(\d+)\.mlp\.fc2\.(.+)', r'backbone.layers.\1.ffn.layers.1.\2'),
+]
+_RULES = [
+    *VIT_RULES,
     (r'norm\.(.+)', r'backbone.ln1.\1'),
     (r'head\.(.+)', r'head.layers.head.\1'),
     # distilled models only: mmpretrain's DistilledVisionTransformer and DeiTClsHead

@@ -33,6 +33,11 @@ class PortableDeformableAttention(MultiScaleDeformableAttention):
                      'num_points', 'sampling_offsets', 'attention_weights', 'value_proj', 'output_proj', 'is_init'):
             setattr(self, name, getattr(plain, name))
 
+    @property
+    def points_of_level(self) -> int | Tensor:
+        """Points of each level, by which offsets from a box are divided."""
+        return self.num_points
+
     def forward(
         self, query: Tensor, *, reference_points: Tensor, spatial_shapes: Tensor | Sequence[tuple[int, int]],
         level_start_index: Tensor | None = None, value: Tensor | None = None, identity: Tensor | None = None,
@@ -60,7 +65,14 @@ class PortableDeformableAttention(MultiScaleDeformableAttention):
         value = query if value is None else value
         identity = query if identity is None else identity
         query = query if query_pos is None else query + query_pos
+        return self.attend(
+            query, reference_points, value, spatial_shapes, level_start_index, key_padding_mask) + identity
 
+    def attend(
+        self, query: Tensor, reference_points: Tensor, value: Tensor, spatial_shapes: Tensor | Sequence[tuple[int, int]],
+        level_start_index: Tensor | None = None, key_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return what :meth:`forward` adds to ``identity``, for a query with its position."""
         value = self.value_proj(value)
         if key_padding_mask is not None:
             value = value.masked_fill(key_padding_mask[..., None], 0.0)
@@ -73,11 +85,11 @@ class PortableDeformableAttention(MultiScaleDeformableAttention):
         if reference_points.shape[-1] == 2:
             locations = reference_points + offsets / as_tensor(spatial_shapes, value.device).flip(-1)[:, None]
         else:
-            locations = reference_points[..., :2] + offsets / self.num_points * reference_points[..., 2:] * 0.5
+            locations = reference_points[..., :2] + offsets / self.points_of_level * reference_points[..., 2:] * 0.5
 
         kernel = choose_kernel(value.device.type)
         out = kernel(value, spatial_shapes, level_start_index, locations, weights, self.im2col_step)
-        return self.dropout(self.output_proj(out)) + identity
+        return self.dropout(self.output_proj(out))
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

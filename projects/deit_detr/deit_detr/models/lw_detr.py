@@ -31,6 +31,7 @@ class LWDETRProjector(BaseModule):
         out_channels (int): Channels of each output map.
         scales (Sequence[float]): Size of each output map relative to the input maps: 2, 1 or 0.5.
         num_blocks (int): Bottlenecks with a 3x3 convolution in each ``CSPLayer``.
+        use_c2f (bool): Whether to use :class:`C2f`, as the published LW-DETR does, instead of ``CSPLayer``.
 
     Raises:
         ValueError: If a scale is not 2, 1 or 0.5.
@@ -38,6 +39,7 @@ class LWDETRProjector(BaseModule):
 
     def __init__(
         self, in_channels: list[int], out_channels: int, scales: Sequence[float] = (1,), num_blocks: int = 3,
+        use_c2f: bool = False,
     ) -> None:
         super().__init__()
         norms = dict(norm_cfg=dict(type='GN', num_groups=32), act_cfg=dict(type='SiLU'))
@@ -51,12 +53,44 @@ class LWDETRProjector(BaseModule):
                 resample, width = ConvModule(total, out_channels, 3, stride=2, padding=1, **norms), out_channels
             elif scale != 1:
                 raise ValueError(f'LWDETRProjector supports the scales 2, 1 and 0.5, not {scale}')
-            self.stages.append(nn.Sequential(resample, CSPLayer(width, out_channels, num_blocks=num_blocks, **norms)))
+            block = C2f(width, out_channels, num_blocks) if use_c2f else CSPLayer(
+                width, out_channels, num_blocks=num_blocks, **norms)
+            self.stages.append(nn.Sequential(resample, block))
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return a map for each scale; maps are ``(batch, channels, rows, columns)``."""
         x = torch.cat(inputs, 1)
         return tuple(stage(x) for stage in self.stages)
+
+
+class C2f(nn.Module):
+    """YOLOv8's block, in which the output of every bottleneck is kept, and a LayerNorm over the channels.
+
+    Args:
+        in_channels (int): Channels of the input map.
+        out_channels (int): Channels of the output map.
+        num_blocks (int): Bottlenecks of two 3x3 convolutions, without shortcut.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, num_blocks: int) -> None:
+        super().__init__()
+        width = out_channels // 2
+
+        def conv(*sizes: int) -> ConvModule:
+            return ConvModule(*sizes, padding=sizes[2] // 2, norm_cfg=dict(type='BN'), act_cfg=dict(type='SiLU'))
+
+        self.first = conv(in_channels, 2 * width, 1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(conv(width, width, 3), conv(width, width, 3)) for _ in range(num_blocks))
+        self.last = conv((2 + num_blocks) * width, out_channels, 1)
+        self.norm = nn.LayerNorm(out_channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map of the same size, ``(batch, channels, rows, columns)``."""
+        maps = list(self.first(x).chunk(2, 1))
+        for block in self.blocks:
+            maps.append(block(maps[-1]))
+        return self.norm(self.last(torch.cat(maps, 1)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class QuerySelection(nn.Module):
@@ -69,12 +103,16 @@ class QuerySelection(nn.Module):
         num_classes (int): Number of classes.
         num_queries (int): Number of queries in a group.
         num_groups (int): Number of groups.
+        learn_deltas (bool): Whether each query has learned deltas on the box that it starts from.
     """
 
-    def __init__(self, embed_dims: int, num_classes: int, num_queries: int, num_groups: int) -> None:
+    def __init__(
+        self, embed_dims: int, num_classes: int, num_queries: int, num_groups: int, learn_deltas: bool = False,
+    ) -> None:
         super().__init__()
         self.num_queries = num_queries
         self.content = nn.Parameter(torch.randn(num_groups, num_queries, embed_dims))
+        self.deltas = nn.Parameter(torch.zeros(num_groups, num_queries, 4)) if learn_deltas else None
         self.token = GroupLinear(num_groups, embed_dims, embed_dims)
         self.norm = nn.LayerNorm(embed_dims, elementwise_affine=False)  # the following layers have weights
         self.score = GroupLinear(num_groups, embed_dims, num_classes)
@@ -93,8 +131,8 @@ class QuerySelection(nn.Module):
             num_groups (int): Number of groups.
 
         Returns:
-            tuple[Tensor, ...]: Query contents ``(images, groups, queries, channels)``, boxes ``(..., 4)`` and logits
-            ``(..., classes)``.
+            tuple[Tensor, ...]: Query contents ``(images, groups, queries, channels)`` and the boxes that they start
+            from, ``(..., 4)``; boxes and logits ``(..., classes)`` of the selected tokens.
         """
         num_images, num_tokens = memory.shape[:2]
         if torch.is_autocast_enabled(memory.device.type):
@@ -119,7 +157,10 @@ class QuerySelection(nn.Module):
         boxes, scores = (x.unflatten(1, (num_images, -1)).transpose(0, 1) for x in (boxes, take(scores)))
         # a copy: PyTorch's FLOP counter fails on views of a parameter when gradients are off
         content = self.content[:num_groups, :index.shape[-1]].repeat(num_images, 1, 1, 1)
-        return content, boxes, scores
+        start = boxes.detach()
+        if self.deltas is not None:
+            start = apply_deltas(start, self.deltas[:num_groups, :index.shape[-1]].expand_as(start))
+        return content, start, boxes, scores
 
 
 class GroupLinear(nn.Module):
@@ -156,13 +197,20 @@ class LWDETRDecoder(nn.Module):
     Args:
         num_layers (int): Number of layers.
         layer_cfg (dict): As for mmdet's ``DeformableDetrTransformerDecoderLayer``.
+        lite_refine (bool): Whether every layer refines the first boxes, as in the published LW-DETR, instead of those
+            of the layer before.
+        final_norm (bool): Whether the states that the head gets pass another LayerNorm, which all layers share.
     """
 
-    def __init__(self, num_layers: int, layer_cfg: dict) -> None:
+    def __init__(
+        self, num_layers: int, layer_cfg: dict, lite_refine: bool = False, final_norm: bool = False,
+    ) -> None:
         super().__init__()
+        self.lite_refine = lite_refine
         self.layers = nn.ModuleList(GroupDecoderLayer(**layer_cfg) for _ in range(num_layers))
         self.embed_dims = self.layers[0].embed_dims
         self.ref_point_head = MLP(2 * self.embed_dims, self.embed_dims, self.embed_dims, 2)
+        self.norm = nn.LayerNorm(self.embed_dims) if final_norm else nn.Identity()
 
     def forward(
         self, query: Tensor, boxes: Tensor, refine: Callable, valid_ratios: Tensor, **cross_attn,
@@ -180,14 +228,14 @@ class LWDETRDecoder(nn.Module):
             tuple[Tensor, Tensor]: States and boxes of all layers, ``(layers, images, groups, queries, ...)``.
         """
         all_states, all_boxes = [], []
-        boxes = boxes.detach()
         pos = self.ref_point_head(coordinate_to_encoding(boxes.flatten(1, 2), self.embed_dims // 2)).view_as(query)
         for layer in self.layers:
             points = (boxes.flatten(1, 2) * valid_ratios[:, None])[:, :, None]
             query = layer(query, pos, reference_points=points, **cross_attn)
-            all_states.append(query)
-            all_boxes.append(refine(query, boxes))
-            boxes = all_boxes[-1].detach()
+            all_states.append(self.norm(query))
+            all_boxes.append(refine(all_states[-1], boxes))
+            if not self.lite_refine:
+                boxes = all_boxes[-1].detach()
         return torch.stack(all_states), torch.stack(all_boxes)
 
 
@@ -199,19 +247,23 @@ class LWDETR(WeightsCastOnce, HostLosses, CompiledLayers, DetectionTransformer):
         num_groups (int): Groups of ``num_queries`` queries in training (Group DETR, arXiv 2207.13085); inference uses
             the first.
         anchor_size (float): Sides of the anchors of the proposals, normalized to the image.
+        learn_deltas (bool): See :class:`QuerySelection`.
         *args: As for ``DetectionTransformer``.
         **kwargs: As for ``DetectionTransformer`` and :class:`CompiledLayers`.
     """
 
-    def __init__(self, *args, num_groups: int = 13, anchor_size: float = 0.05, **kwargs) -> None:
+    def __init__(
+        self, *args, num_groups: int = 13, anchor_size: float = 0.05, learn_deltas: bool = False, **kwargs,
+    ) -> None:
         self.num_groups = num_groups
         self.anchor_size = anchor_size
+        self.learn_deltas = learn_deltas
         super().__init__(*args, **kwargs)
 
     def _init_layers(self) -> None:
         self.decoder = LWDETRDecoder(**self.decoder)
         self.query_selection = QuerySelection(
-            self.decoder.embed_dims, self.bbox_head.num_classes, self.num_queries, self.num_groups)
+            self.decoder.embed_dims, self.bbox_head.num_classes, self.num_queries, self.num_groups, self.learn_deltas)
         replace_attention(self.decoder)
 
     def init_weights(self) -> None:
@@ -224,6 +276,10 @@ class LWDETR(WeightsCastOnce, HostLosses, CompiledLayers, DetectionTransformer):
             if isinstance(module, MultiScaleDeformableAttention):
                 module.init_weights()
 
+    def anchor_sides(self, level: int) -> float:
+        """Return the sides of the anchors of a level, normalized to the image."""
+        return self.anchor_size
+
     def pre_transformer(self, img_feats: tuple[Tensor, ...], batch_data_samples: SampleList) -> tuple[dict, dict]:
         """Flatten the maps, and compute anchors and padding mask."""
         memory = torch.cat([feat.flatten(2).transpose(1, 2) for feat in img_feats], 1)
@@ -235,7 +291,8 @@ class LWDETR(WeightsCastOnce, HostLosses, CompiledLayers, DetectionTransformer):
         else:
             ratios = torch.ones(memory.shape[0], 2, device=memory.device)
         anchors = torch.cat([
-            _anchors((feat.shape[2], feat.shape[3]), self.anchor_size, memory.device) for feat in img_feats])
+            _anchors((feat.shape[2], feat.shape[3]), self.anchor_sides(level), memory.device)
+            for level, feat in enumerate(img_feats)])
         centres = anchors[:, :2] / ratios[:, None]
         anchors = torch.cat([centres, anchors[:, 2:].expand_as(centres)], -1)
         padded = (centres > 1).any(-1) if some_padding else None
@@ -252,9 +309,9 @@ class LWDETR(WeightsCastOnce, HostLosses, CompiledLayers, DetectionTransformer):
     def pre_decoder(self, memory: Tensor, anchors: Tensor, padded: Tensor | None) -> tuple[dict, dict]:
         """Select the queries."""
         num_groups = self.num_groups if self.training else 1
-        query, boxes, scores = self.query_selection(memory, anchors, padded, num_groups)
+        query, start, boxes, scores = self.query_selection(memory, anchors, padded, num_groups)
         head_inputs = dict(proposal_scores=scores, proposal_boxes=boxes) if self.training else {}
-        return dict(query=query, boxes=boxes), head_inputs
+        return dict(query=query, boxes=start), head_inputs
 
     def forward_decoder(self, **inputs) -> dict:
         """Run the decoder."""

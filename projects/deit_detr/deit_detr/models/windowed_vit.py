@@ -21,19 +21,24 @@ class WindowedViT(VisionTransformer):
     Args:
         window_size (int | tuple[int, int]): Maximum rows and columns of tokens in a window.
         global_layers (list[int]): Indices of the layers that attend to the whole map.
-        **kwargs: As for ``VisionTransformer``. The final norm applies to the maps of all ``out_indices``, as in DINOv2,
-            not to the last layer only.
+        num_windows (int, optional): Cut every map into this number of windows in each direction, whatever its size,
+            as in the published LW-DETR; ``window_size`` is not used then.
+        **kwargs: As for ``VisionTransformer``. The final norm, if there is one, applies to the maps of all
+            ``out_indices``, as in DINOv2, not to the last layer only.
 
     Raises:
         ValueError: If there is a class token, or the output is not feature maps.
     """
 
-    def __init__(self, window_size: int | tuple[int, int], global_layers: list[int], **kwargs) -> None:
+    def __init__(
+        self, window_size: int | tuple[int, int], global_layers: list[int], num_windows: int | None = None, **kwargs,
+    ) -> None:
         kwargs = dict(with_cls_token=False, out_type='featmap') | kwargs
         super().__init__(**kwargs)
-        if self.with_cls_token or self.out_type != 'featmap' or not self.final_norm:
-            raise ValueError("WindowedViT needs with_cls_token=False, out_type='featmap' and final_norm=True")
+        if self.with_cls_token or self.out_type != 'featmap':
+            raise ValueError("WindowedViT needs with_cls_token=False and out_type='featmap'")
         self.window_size = (window_size, window_size) if isinstance(window_size, int) else tuple(window_size)
+        self.num_windows = num_windows
         self.global_layers = {range(self.num_layers)[index] for index in global_layers}
         for layer in self.layers:
             layer.__class__ = WindowedLayer
@@ -51,7 +56,7 @@ class WindowedViT(VisionTransformer):
         batch = x.shape[0]  # of the input: after patch_embed, ONNX export makes it a constant
         x, size = self.patch_embed(x)
         x = x + resize_pos_embed(self.pos_embed, self.patch_resolution, size, self.interpolate_mode, 0)
-        windows = Windows(size, self.window_size, x.device)
+        windows = self.windows(size, x.device)
         x = self.pre_norm(self.drop_after_pos(x)).unflatten(1, size)
         mask = windows.mask(batch)
 
@@ -64,10 +69,18 @@ class WindowedViT(VisionTransformer):
                 x, is_split = x if is_split else windows.split(x), True
                 x = layer(x.flatten(0, 1), mask).view_as(x)
             if index in self.out_indices:
-                features = self.ln1(windows.join(x) if is_split else x)
+                features = windows.join(x) if is_split else x
+                features = self.ln1(features) if self.final_norm else features
                 # all of it: ONNX export does not know the type of what LayerNorm returns, but that of a slice
                 maps.append(features[:, :size[0], :size[1]].permute(0, 3, 1, 2))
         return tuple(maps)
+
+    def windows(self, size: tuple[int, int], device: torch.device) -> 'Windows':
+        """Return how maps of ``size`` (rows, columns) are cut."""
+        largest, number = self.window_size, self.num_windows
+        if number:  # rounded up in integers, as in Windows
+            largest = tuple((s + number - 1) // number for s in size)
+        return Windows(size, largest, device)
 
 
 class Windows:

@@ -5,7 +5,7 @@ from typing import Any
 
 from mmdet.registry import HOOKS
 from mmengine.dist import broadcast_object_list, is_main_process
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 
 from deit_detr.engine.resume.choice import choose_checkpoint
@@ -108,6 +108,11 @@ class SafeCheckpointHook(CheckpointHook):
         if saved is None:
             return
         self._compare_hyperparameters(runner, checkpoint, saved)
+        if 'ema_state_dict' in checkpoint and not any(isinstance(hook, EMAHook) for hook in runner.hooks):
+            _take_plain_weights(checkpoint)
+            runner.logger.warning(
+                f'{runner._load_from}: the training continues with its plain weights and without a moving average, '
+                'because no EMAHook is in the config')
         loop = runner.train_loop
         if not saved.batches_done or isinstance(loop, IterBasedTrainLoop):  # which skips the batches itself
             return
@@ -146,6 +151,13 @@ class SafeCheckpointHook(CheckpointHook):
         super()._save_best_checkpoint(runner, metrics)
         if is_main_process():
             self.file_backend.delete()
+
+
+def _take_plain_weights(checkpoint: dict) -> None:
+    """Replace the moving average in a checkpoint of ``EMAHook``, which has the plain weights where the average was."""
+    average = checkpoint.pop('ema_state_dict')
+    checkpoint['state_dict'].update({
+        name.removeprefix('module.'): value for name, value in average.items() if name.startswith('module.')})
 
 
 class _DeletingLater:

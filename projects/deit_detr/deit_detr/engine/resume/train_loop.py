@@ -14,6 +14,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
+from deit_detr.datasets.augmentation import set_progress
 from deit_detr.engine.resume.progress import evaluated_epoch
 
 
@@ -72,6 +73,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self.runner.model.train()
         batches = self.dataloader.batch_sampler
         batches.epoch, batches.start = self._epoch, self.batches_done
+        set_progress(self.dataloader.dataset, self._epoch / self._max_epochs)
         for index, data_batch in enumerate(self.dataloader, self.batches_done):
             self.run_iter(index, data_batch)
         self.batches_done = 0

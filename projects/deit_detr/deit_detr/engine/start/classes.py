@@ -1,5 +1,6 @@
 """Check that data, evaluation and model agree about the classes."""
 
+import copy
 from collections.abc import Iterator, Sequence
 
 from mmdet.evaluation import CocoMetric
@@ -30,7 +31,8 @@ def check_classes(
     compared = (*fields.items(), *_evaluator_files(metrics, classes))
     differing = [f'{field} has {describe_classes(names)}' for field, names in compared if names != classes]
     differing += [
-        f'{field} is {number}' for field, number in _num_classes(model) if number != len(classes)]
+        f'{field} is {part["num_classes"]}' for field, part in _num_classes(model)
+        if part['num_classes'] != len(classes)]
     if not differing:
         return OK, 'data, evaluator and model have the same'
     return FAIL, (
@@ -63,10 +65,25 @@ def _evaluator_files(
                 yield f'{name}_evaluator.ann_file', known if len(known) == len(classes) else names
 
 
-def _num_classes(cfg: ConfigDict, path: str = 'model') -> Iterator[tuple[str, int]]:
-    """Yield every field ``num_classes`` of a detector's config, except those of backbone and proposals."""
+def with_another_class(model: ConfigDict) -> ConfigDict:
+    """Return the config of the same detector with one class more."""
+    model = copy.deepcopy(model)
+    for _, part in _num_classes(model):
+        part['num_classes'] += 1
+    return model
+
+
+def _num_classes(cfg: ConfigDict, path: str = 'model') -> Iterator[tuple[str, ConfigDict]]:
+    """Yield every field ``num_classes`` of a detector's config, except those of backbone and proposals.
+
+    Yields:
+        tuple[str, ConfigDict]: The name of the field, and the part of the config that has it.
+    """
     for key, value in cfg.items():
         if key == 'num_classes':
-            yield f'{path}.{key}', value
-        elif isinstance(value, dict) and key not in ('backbone', 'rpn_head'):
-            yield from _num_classes(value, f'{path}.{key}')
+            yield f'{path}.{key}', cfg
+        elif key not in ('backbone', 'rpn_head'):
+            parts = dict(enumerate(value)) if isinstance(value, list) else {'': value}  # a cascade has several heads
+            for index, part in parts.items():
+                if isinstance(part, dict):
+                    yield from _num_classes(part, '.'.join(filter(None, [path, key, str(index)])))

@@ -30,6 +30,7 @@ from deit_detr.engine.start.findings import (
     run_check,
     table,
 )
+from deit_detr.engine.start.pretrained_check import PretrainedCheckHook, check_start
 from deit_detr.engine.start.resources import check_disk, check_memory
 from deit_detr.engine.start.schedule import check_schedule, rates_in_force, starting_rates
 from deit_detr.engine.start.trial_step import (
@@ -72,8 +73,8 @@ def _all_findings(cfg: Config) -> list[Finding]:
         failure = attempt(model.init_weights)
         if failure is not None:
             findings.append(Finding('initialization', FAIL, str(failure)))
-    findings += check_model(model, cfg, _largest_image(datasets.get('train')))
     train = datasets.get('train')
+    findings += check_model(model, cfg, _largest_image(train)) + _check_start(model, cfg, train)
     if cfg.get('train_cfg') and train is not None and not isinstance(train, UserError):
         loader = attempt(lambda: Runner.build_dataloader(dict(cfg.train_dataloader, dataset=train)))
         findings.append(run_check('schedule', check_schedule, cfg, attempt(starting_rates, model, cfg), loader))
@@ -82,9 +83,25 @@ def _all_findings(cfg: Config) -> list[Finding]:
 
 def ignored_checks(cfg: Config) -> tuple[str, ...]:
     """Return the checks that ``PreflightHook.ignore`` of a config names; none without the hook."""
+    return tuple(name for hook in _hooks(cfg, PreflightHook) for name in PreflightHook(hook.get('ignore', ())).ignore)
+
+
+def _hooks(cfg: Config, kind: type[Hook]) -> list[dict]:
+    """Return the settings of a config's hooks of a class."""
     hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
-    own = [hook for hook in hooks if isinstance(hook, dict) and 'PreflightHook' in str(hook.get('type'))]
-    return tuple(name for hook in own for name in PreflightHook(hook.get('ignore', ())).ignore)
+    return [hook for hook in hooks if isinstance(hook, dict) and kind.__name__ in str(hook.get('type'))]
+
+
+def _check_start(model: nn.Module, cfg: Config, train: Dataset | UserError | None) -> list[Finding]:
+    """Say what a training will get from its ``load_from``; nothing if it resumes or may resume."""
+    if not cfg.get('load_from') or cfg.get('resume') or train is None or isinstance(train, UserError):
+        return []
+    hooks = _hooks(cfg, PretrainedCheckHook)
+    if not hooks:
+        return [Finding('load_from', WARN, (
+            'not checked: custom_hooks has no PretrainedCheckHook, so classes of other names get the rows of their '
+            'number'))]
+    return [run_check('load_from', check_start, model, cfg, train, hooks[0].get('same_classes'))]
 
 
 def build_datasets(cfg: Config) -> dict[str, Dataset | UserError]:
@@ -147,7 +164,8 @@ def check_model(model: nn.Module, cfg: Config, size: tuple[int, int] | UserError
         if isinstance(result, TooLarge) and get_world_size() > 1:  # the others may wait for the losses of this process
             raise UserError(f'process {get_rank()}: {result}')
     return pipeline + [
-        run_check('pretrained', check_weights, model), run_check('gradients', check_gradients, step, cfg),
+        run_check('pretrained', check_weights, model, cfg.get('load_from')),
+        run_check('gradients', check_gradients, step, cfg),
         as_finding('memory', memory), run_check('disk', check_disk, model, cfg)]
 
 
@@ -155,7 +173,7 @@ def check_model(model: nn.Module, cfg: Config, size: tuple[int, int] | UserError
 CHECKS = (
     'versions', 'model fields', *(f'{split} {part}' for split in ('train', 'val') for part in (
         'annotations', 'data', 'boxes', 'images')), 'train/val overlap', 'classes', 'evaluator', 'model',
-    'initialization', 'train pipeline', 'pretrained', 'gradients', 'memory', 'disk', 'schedule')
+    'initialization', 'train pipeline', 'pretrained', 'load_from', 'gradients', 'memory', 'disk', 'schedule')
 
 
 @HOOKS.register_module()
@@ -199,6 +217,7 @@ class PreflightHook(Hook):
         broadcast_object_list(size)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         findings += check_model(model, runner.cfg, size[0])
+        findings += _check_start(model, runner.cfg, runner._train_loop.dataloader.dataset)
         if get_rank() == 0:
             rates = rates_in_force(runner.optim_wrapper)
             schedule = attempt(check_schedule, runner.cfg, rates, runner.train_dataloader)

@@ -20,6 +20,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 from torch.utils.data import DataLoader
 
+from deit_detr.datasets.augmentation import augmentations
 from deit_detr.engine.batch import images_per_update
 from deit_detr.engine.start.findings import OK, UNKNOWN, WARN
 from deit_detr.errors import UserError
@@ -42,8 +43,9 @@ def check_schedule(cfg: ConfigDict, rates: list[float] | None, loader: DataLoade
         loader: The training data.
 
     Returns:
-        tuple[str, str]: The status is ``WARN`` if a milestone is never reached, a warm-up never ends, or a scheduler
-        begins after the end. The message says so and gives the highest rate of all groups over the training.
+        tuple[str, str]: The status is ``WARN`` if a milestone is never reached, a warm-up never ends, a scheduler
+        begins after the end, or the augmentation never stops. The message says so, and gives the highest rate of all
+        groups over the training.
 
     Raises:
         UserError: If a scheduler cannot be built; names its field.
@@ -66,6 +68,10 @@ def check_schedule(cfg: ConfigDict, rates: list[float] | None, loader: DataLoade
         for problem in _never(scheduler, epochs, epochs * length, 'max_iters' in train,
                               epoch_length if field.get('convert_to_iter_based') and not scheduler.by_epoch else 1)]
     steps, values = _draw(schedulers, optimizer.param_groups[int(np.argmax(rates))], epochs, length)
+    ends = dict(end for step in augmentations(getattr(loader, 'dataset', None)) for end in step.ends())
+    loop = getattr(train.get('type'), '__name__', train.get('type'))
+    if ends and loop not in ('ResumableTrainLoop', 'BudgetTrainLoop'):
+        never.append('augment never stops: only ResumableTrainLoop as train_cfg.type ends it')
     drawn = _describe(steps, values, 0 if 'max_iters' in train else length)
     last = max((scheduler.end for scheduler in schedulers if not scheduler.by_epoch), default=0)
     if min(last, epochs * length) > MOST_STEPS:
@@ -76,6 +82,8 @@ def check_schedule(cfg: ConfigDict, rates: list[float] | None, loader: DataLoade
         drawn += f'; parameter groups have {min(rates) / max(rates):.3g} to 1 times that'
     if (cfg.get('auto_scale_lr') or {}).get('enable'):
         drawn += f'; scaled by auto_scale_lr for {images_per_update(cfg)} images per update'
+    drawn += ''.join(f'; {what} until {sum(epoch / epochs < end for epoch in range(epochs))} epochs'
+                     for what, end in ends.items())
     return WARN if never else OK, '; '.join([*never, drawn])
 
 
@@ -199,8 +207,14 @@ def _describe(steps: np.ndarray, values: np.ndarray, length: int) -> str:
     for before, after in pairwise(sorted(kept)):
         if f'{values[before]:.3g}' == f'{values[after]:.3g}':
             continue
-        step = int(steps[after])
-        place = f'{step // length} epochs' if length and step % length == 0 else f'{step} iterations'
+        flat = before + int(np.isclose(values[before:after], values[before], rtol=1e-9, atol=0).cumprod().sum()) - 1
+        if flat > before + 1:
+            parts.append(f'stays until {_place(steps[flat], length)}')
+        place = _place(steps[after], length)
         verb = '' if after == before + 1 else 'rises to ' if values[after] > values[before] else 'falls to '
         parts.append(f'{verb}{values[after]:.3g} after {place}')
     return ', '.join(parts)
+
+
+def _place(step: int, length: int) -> str:
+    return f'{step // length} epochs' if length and step % length == 0 else f'{step} iterations'

@@ -165,9 +165,11 @@ def check_gradients(step: Step | None, cfg: ConfigDict) -> tuple[str, str]:
         'find_unused_parameters=True'
 
 
-def check_weights(model: nn.Module) -> tuple[str, str]:
+def check_weights(model: nn.Module, load_from: str | None = None) -> tuple[str, str]:
     """Check that the pretrained checkpoints fit and, in an initialized model, that they arrived."""
     found = check_pretrained(model)
+    if not found and load_from:
+        return OK, 'no part of the model has pretrained weights besides load_from'
     if not found:
         return WARN, 'no part of the model is pretrained: everything trains from scratch; set model.backbone.init_cfg'
     return OK, '; '.join(compare_loaded(model) if model.is_init else found)
