@@ -1,5 +1,6 @@
 """Fixtures of all tests: rendered rooms, real inputs if they are beside the repository, devices and processes."""
 
+import gc
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ from tests.helpers.drawn_coco import draw_coco
 from tests.helpers.fork_server import speed_up_mmengine, start
 from tests.helpers.paths import REPO, from_shared
 
+gc.disable()  # until all test files are imported
 #: These begin: a test of minutes that starts last keeps everybody waiting.
 FIRST = ('test_readme.py', 'test_distributed.py', 'test_race.py', 'test_import_errors.py', 'test_scripts.py')
 
@@ -21,6 +23,7 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     speed_up_mmengine()
+    gc.enable()
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -128,6 +128,8 @@ def checkout(tmp_path_factory, mini_frames) -> Path:
     for name in tracked_files():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPO / name, folder / name)
+    for path in (folder / 'projects/deit_detr/configs').glob('lw-detr_*_mini-scannet.py'):  # those of the quickstart
+        path.write_text(f'{path.read_text()}train_cfg = dict(max_epochs=2, val_interval=1)\n')
     with zipfile.ZipFile(folder / 'scannet_frames_25k.zip', 'w') as archive:
         for path in sorted(mini_frames.rglob('*')):
             if path.is_file():

@@ -12,9 +12,8 @@ if [ "${DEIT_CHECKPOINT:-}" ]; then DEIT_CHECKPOINT=$(realpath "$DEIT_CHECKPOINT
 [ "${MINI_SCANNET_ROOT:-}" ] || unset MINI_SCANNET_ROOT
 cd "$(dirname "$0")/.."
 
+configs=projects/deit_detr/configs
 name=lw-detr_deit-tiny_1xb4-16e_mini-scannet
-config=projects/deit_detr/configs/$name.py
-work_dir=work_dirs/$name
 data=data/mini-scannet
 begin=$SECONDS
 say() { printf '\n[%d:%02d] %s\n' $(((SECONDS - begin) / 60)) $(((SECONDS - begin) % 60)) "$1"; }
@@ -28,10 +27,9 @@ python tools/dataset_converters/make_mini_scannet.py $data/frames "$@"
 say '3/7 Converting to COCO-style boxes'
 python tools/dataset_converters/scannet2coco.py $data/frames --out-dir $data
 
-options=()
 if [ -n "${DEIT_CHECKPOINT:-}" ]; then
     weights="DeiT-tiny pretrained on ImageNet, from $DEIT_CHECKPOINT"
-elif python - $config <<'PY' 2>/dev/null
+elif python - $configs/$name.py <<'PY' 2>/dev/null
 import sys, urllib.request
 from mmengine.config import Config
 url = Config.fromfile(sys.argv[1]).model.backbone.init_cfg.checkpoint
@@ -40,11 +38,13 @@ PY
 then
     weights='DeiT-tiny pretrained on ImageNet, downloaded'
 else
-    weights='none: the pretrained checkpoint cannot be reached, training from scratch (set DEIT_CHECKPOINT to a file to change that)'
-    options=(--cfg-options model.backbone.init_cfg=None optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult=1.0)
+    weights='none: the pretrained checkpoint cannot be reached, training from scratch a model made for it (set DEIT_CHECKPOINT to a file to change that)'
+    name=ec-detr_ecvit-tiny_1xb4-16e_mini-scannet
 fi
+config=$configs/$name.py
+work_dir=work_dirs/$name
 say "4/7 Training, 7 to 14 minutes on 2 cores. Pretrained weights: $weights"
-python tools/train.py $config --resume "${options[@]}"
+python tools/train.py $config --resume
 
 checkpoint=$(ls $work_dir/best_coco_bbox_mAP_epoch_*.pth | sort -V | tail -n 1)
 say "5/7 Evaluating $checkpoint, and drawing ground truth (left) beside predictions (right)"

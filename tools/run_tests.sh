@@ -6,7 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Whether everything is installed, from this checkout. setup_env.sh also imports it, which takes 5 seconds.
+# Whether everything is installed, from this checkout. setup_env.sh also imports it, which takes 5 seconds and is left out
+# with --quick, and with CHECKED=yes where that script has just run.
 installed() {
     local folder
     folder=$(python - 2>/dev/null <<'PY'
@@ -27,7 +28,7 @@ if [ "${1:-}" = --quick ]; then
     set -- -m 'not slow' --failed-first "$@"
     export FUZZ_SCALE=${FUZZ_SCALE:-0.05}
 fi
-[ "$quick" ] && installed || . tools/setup_env.sh
+[ "$quick${CHECKED:-}" ] && installed || . tools/setup_env.sh
 installed || { echo 'installing requirements/tests.txt'; python -m pip install --quiet -r requirements/tests.txt; }
 # Tests that need weights or data set these variables themselves. Two processes share the tests, with one thread each:
 # one that has nothing left takes tests from the end of the other's list.

@@ -39,6 +39,11 @@ PY
             python -m pip install --disable-pip-version-check --no-build-isolation --no-deps -e "$root"
     }
 
+    # pip would compile the modules of 4 GB one by one, in one process.
+    compile_modules() {
+        python -m compileall -qq -j 0 "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
+    }
+
     # step TITLE COMMAND...: run quietly into the log, with the time gone by and what pip is at.
     step() {
         local title=$1 start=$SECONDS pid status=0
@@ -88,10 +93,11 @@ PY
         free=$(df -Pk "$venv" | awk 'NR == 2 {print int($4 / 1048576)}')
         [ "$free" -ge 10 ] || { fail "$free GB free in $venv, 10 GB needed: free some disk or set VENV to another place"; return 1; }
     fi
-    local pip=(python -m pip install --disable-pip-version-check)
+    local pip=(python -m pip install --disable-pip-version-check --no-compile)
     step 'PyTorch, OpenMMLab and the rest (1 to 3 minutes)' "${pip[@]}" -r "$root/requirements/runtime.txt" -r "$root/requirements/tests.txt" || return 1
     step 'mim, for mim train mmdet' "${pip[@]}" --no-deps -r "$root/requirements/mim.txt" || return 1
     step "mmcv's operators and this project" install_project || return 1
+    step 'byte code' compile_modules || return 1
     can_run || { python -c 'import deit_detr'; fail "the environment is installed but does not import; see $log"; return 1; }
     echo "environment: $venv"
 }

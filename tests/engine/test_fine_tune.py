@@ -26,7 +26,7 @@ from tests.helpers.tiny_training import TINY, read_log, tiny_config, train
 CLASSES = tuple(name for name, _, _ in SCANNET_CLASSES)
 TRAINED = ('person', 'bed', 'Couch', 'dining table', 'toilet', 'sink')
 KEPT = dict(bed='bed', sofa='Couch', table='dining table', toilet='toilet', sink='sink')
-FAMILIES = sorted(path.stem for path in (REPO / 'projects/deit_detr/configs').glob('*_mini-scannet.py'))
+FAMILIES = sorted(path.stem for path in (REPO / 'projects/deit_detr/configs').glob('*_deit-tiny_*_mini-scannet.py'))
 PAGE = (REPO / 'docs/data.md').read_text()
 DOCUMENTED = re.findall(r'```python\n(.*?)```', PAGE, re.S)
 FREEZE = {'model.backbone.frozen_stages': 2, 'model.backbone.drop_path_rate': 0.0}

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mmdet
 import numpy as np
@@ -17,7 +18,7 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 
 from deit_detr.datasets.scannet import ScanNetDataset
-from deit_detr.engine.start import data, resources, trial_step
+from deit_detr.engine.start import data, preflight, resources, trial_step
 from deit_detr.engine.start.evaluator import build_metrics, check_evaluator
 from deit_detr.engine.start.fields import check_fields
 from deit_detr.engine.start.findings import FAIL, OK, UNKNOWN, WARN, run_check
@@ -366,3 +367,14 @@ def test_memory_and_disk(small, tmp_path):
     kept.default_hooks.checkpoint.max_keep_ckpts = 10**9
     status, message = resources.check_disk(detector, kept)
     assert status == FAIL and 'max_keep_ckpts' in message
+
+
+def test_batch_norm_is_not_synchronized_on_a_cpu(monkeypatch):
+    """SyncBatchNorm raises an error there as soon as several processes train."""
+    built = []
+    monkeypatch.setattr(preflight, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(
+        preflight.Runner, 'from_cfg', lambda cfg: built.append(cfg) or SimpleNamespace(train_loop=None, val_loop=None))
+    cfg = Config(dict(sync_bn='torch', seed=0))
+    build_runner(cfg)
+    assert built[0].to_dict() == dict(seed=0) and cfg.sync_bn == 'torch'

@@ -5,12 +5,15 @@ A server imports ``deit_detr``, as every script does first. For each script it f
 the interpreter. A script still has to import what the package does not import.
 """
 
+import ast
 import atexit
 import functools
 import gc
 import glob
+import hashlib
 import importlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -20,9 +23,11 @@ import sys
 import tempfile
 import types
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy
+import yapf
 
 from tests.helpers.paths import REPO
 
@@ -36,23 +41,42 @@ SET_LATER = 'TORCHINDUCTOR_CACHE_DIR'
 ON_PATH = dict(PYTHONPATH=str(REPO))
 #: CUDA does not survive a fork: the server and its children see no GPU.
 NO_GPU = dict(CUDA_VISIBLE_DEVICES='')
+#: With this variable, processes that a script spawns are forked, so that they also need no new imports.
+FORK_SPAWNED = 'FORK_SPAWNED'
+#: Formatted statements of configs, by the hash of the plain one.
+LAYOUTS = REPO / '.pytest_cache/layouts'
+
+
+def layout(text: str, style: tuple, options: tuple, plain: Callable) -> str:
+    """Format one statement of a config as yapf does, once for all processes of all runs."""
+    name = hashlib.sha256(repr((yapf.__version__, style, options, text)).encode()).hexdigest()
+    path = LAYOUTS / name
+    if not path.exists():
+        LAYOUTS.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f'.{os.getpid()}')
+        part.write_text(plain(text, style_config=dict(style), **dict(options))[0])
+        part.replace(path)
+    return path.read_text()
 
 
 def speed_up_mmengine() -> None:
     """Do once what mmengine repeats for each runner and each data set; no result changes.
 
-    Each runner formats its config with yapf four times, which takes a second each. Each data set begins with a garbage
-    collection, which walks through the objects of all libraries.
+    Each runner formats its config with yapf four times, which takes a second each; yapf formats each statement by
+    itself. Each data set begins with a garbage collection, which walks through the objects of all libraries.
     """
     module = sys.modules.get('mmengine.config.config')
-    if module and not hasattr(module.FormatCode, 'cache'):
+    if module and not hasattr(module.FormatCode, 'plain'):
         plain = module.FormatCode
-        layout = functools.cache(lambda text, style, options: plain(text, style_config=dict(style), **dict(options)))
+        once = functools.cache(functools.partial(layout, plain=plain))
 
         def remembered(text: str, style_config: dict, **options: object) -> tuple:
-            return layout(text, tuple(style_config.items()), tuple(options.items()))
+            lines = text.splitlines(keepends=True)
+            statements = [''.join(lines[node.lineno - 1 : node.end_lineno]) for node in ast.parse(text).body]
+            rest = tuple(style_config.items()), tuple(options.items())
+            return ''.join(once(statement, *rest) for statement in statements), True
 
-        remembered.cache = layout
+        remembered.plain = plain
         module.FormatCode = remembered
     gc.collect()
     gc.freeze()
@@ -176,6 +200,9 @@ def become(command: list[str]) -> None:
     # a new interpreter seeds these at random (torch has a fixed seed)
     random.seed()
     numpy.random.seed()
+    if os.environ.pop(FORK_SPAWNED, ''):
+        fork = multiprocessing.get_context('fork')
+        multiprocessing.get_context = lambda method=None: fork
     script, sys.argv = command[0], command
     sys.path[0] = str(Path(script).resolve().parent)
     sys.modules['__main__'] = main = types.ModuleType('__main__')

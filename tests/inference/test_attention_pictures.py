@@ -3,6 +3,7 @@
 import copy
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from deit_detr.inference.attention import (
 )
 from deit_detr.inference.attention_probe import AttentionProbe, sampling_points, weights_of_conditional
 from deit_detr.models.attention import FusedAttention
+from deit_detr.models.ec_vit import ECViT, F
 from deit_detr.models.windowed_vit import WindowedViT
 from tests.helpers.paths import REPO
 from tests.helpers.tiny_detector import save_tiny
@@ -32,6 +34,7 @@ from tests.helpers.tiny_detector import save_tiny
 DETR = REPO / 'projects/deit_detr/configs/detr_deit-tiny_1xb8-50e_mini-scannet.py'
 FAST = REPO / 'projects/deit_detr/configs/detr-fast_deit-tiny_1xb8-50e_mini-scannet.py'
 MINI_RECIPES = sorted((REPO / 'projects/deit_detr/configs').glob('*mini-scannet.py'))
+EC_DETR = REPO / 'projects/deit_detr/configs/ec-detr_deit-tiny_8xb4-12e_scannet.py'
 TOOL = REPO / 'tools/analysis_tools/attention.py'
 
 
@@ -216,6 +219,44 @@ def test_windowed_backbone(detr):
         assert (inside > 0).all() and inside.sum() == pytest.approx(1, abs=1e-5)
 
 
+def test_rotary_backbone(detr):
+    """The weights are those of the rotated queries and keys; the register token has the rest of the sum."""
+    rotary = copy.copy(detr)
+    rotary.model = copy.deepcopy(detr.model)
+    rotary.model.backbone = ECViT(arch=detr.cfg.model.backbone.arch, out_indices=[2])
+    rotary.model.backbone.eval()
+    attend = F.scaled_dot_product_attention
+    with mock.patch.object(F, 'scaled_dot_product_attention', side_effect=attend) as called:
+        (shown,) = self_attention(rotary, image_of(160, 120), [(159, 0)], 'backbone', 1)
+    q, k, _ = called.call_args_list[1].args
+    weights = (q @ k.mT / 8).softmax(-1)[0].mean(0)
+    np.testing.assert_allclose(shown.weights.ravel(), weights[20, 1:].detach().numpy(), rtol=0, atol=1e-6)
+    assert shown.weights.sum() < 1
+
+
+def test_samples_of_a_level_that_comes_several_times(tmp_path):
+    recipe = tmp_path / 'recipe.py'
+    recipe.write_text(
+        f"_base_ = '{EC_DETR}'\n"
+        'model = dict(backbone=dict(window_size=4, out_indices=[0, 2], global_layers=[0, 2]), num_queries=20)\n')
+    detector = deit_detr.load(*save_tiny(tmp_path, recipe, 'test_cfg=dict(max_per_img=20)'), device='cpu')
+    module = detector.model.decoder.layers[-1].cross_attn
+    nn.init.normal_(module.sampling_offsets.weight, std=0.1)
+    nn.init.normal_(module.attention_weights.weight, std=0.1)
+    outputs = []
+    with module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output)):
+        probe = AttentionProbe(detector, image_of(150, 113), module)
+    inputs = probe.caught['inputs']
+    with torch.no_grad():
+        locations, weights = sampling_points(module, inputs, torch.arange(20))
+        sampled = multi_scale_deformable_attn_pytorch(
+            inputs['value'].unflatten(-1, (8, -1)), inputs['spatial_shapes'], locations[None], weights[None])
+    torch.testing.assert_close(sampled, outputs[0], rtol=0, atol=1e-5)
+    for attention in cross_attention(detector, image_of(150, 113), score_thr=0, max_detections=3):
+        assert attention.samples.shape == (8 * 4 * 3, 3)  # levels 0, 1, 1 and 2
+        assert attention.samples[:, 2].sum() == pytest.approx(1, abs=1e-5)
+
+
 @pytest.mark.parametrize('recipe', MINI_RECIPES, ids=lambda path: path.stem)
 def test_every_kind_of_recipe_can_be_shown(recipe, tmp_path):
     config, checkpoint = tmp_path / 'config.py', tmp_path / 'untrained.pth'
@@ -228,7 +269,10 @@ def test_every_kind_of_recipe_can_be_shown(recipe, tmp_path):
             *self_attention(detector, image_of(160, 120), [(3, 4)], 'backbone')):
         weights = attention.samples[:, 2] if attention.weights is None else attention.weights
         assert weights.min() >= 0 and weights.sum() == pytest.approx(1, abs=1e-4)
-    if getattr(detector.model, 'encoder', None) is None:
+    if hasattr(detector.model.neck, 'layers'):  # the encoder of EC-DETR
+        (attention,) = self_attention(detector, image_of(160, 120), [(3, 4)])
+        assert attention.weights.sum() == pytest.approx(1, abs=1e-4)
+    elif getattr(detector.model, 'encoder', None) is None:
         with pytest.raises(UserError, match='its encoder has no layers whose attention'):
             self_attention(detector, image_of(160, 120), [(3, 4)])
 

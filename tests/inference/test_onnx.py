@@ -26,7 +26,7 @@ from tests.helpers.tiny_detector import save_tiny
 
 CONFIGS = REPO / 'projects/deit_detr/configs'
 RUN_ONNX = REPO / 'tools/deployment/run_onnx.py'
-FAMILIES = sorted(path.stem.split('_')[0] for path in CONFIGS.glob('*mini-scannet.py'))
+FAMILIES = sorted(path.stem.split('_')[0] for path in CONFIGS.glob('*_deit-tiny_*_mini-scannet.py'))
 #: Windows that divide the map at one size and not at another.
 WINDOWS = 'window_size=4, out_indices=[0, 2], global_layers=[0, 2]'
 #: Families whose backbone has three layers, as the tiny detector's.
@@ -37,11 +37,12 @@ BACKBONES = {
 
 def save_family(folder: Path, family: str) -> tuple[Path, Path]:
     """Save a small detector of a family without zero tensors: initially, branches and offsets have no effect."""
-    recipe = next(CONFIGS.glob(f'{family.split()[0]}_*mini-scannet.py'))
+    recipe = next(CONFIGS.glob(f'{family.split()[0]}_deit-tiny_*_mini-scannet.py'))
     if family in BACKBONES:
         folder.mkdir(parents=True)
         (folder / 'recipe.py').write_text(
-            f"_base_ = '{recipe}'\nmodel = dict(backbone=dict({BACKBONES[family]}), neck=dict(in_channels=[192] * 2))\n")
+            f"_base_ = '{recipe}'\n"
+            f'model = dict(backbone=dict({BACKBONES[family]}), neck=dict(in_channels=[192] * 2))\n')
         recipe = folder / 'recipe.py'
     # few queries: nearly equal scores, whose order depends on the last bit, are rare among the best tokens
     config, path = save_tiny(folder, recipe, 'num_queries=20, test_cfg=dict(max_per_img=20)')

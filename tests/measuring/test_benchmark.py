@@ -20,7 +20,8 @@ BENCHMARK = [sys.executable, '-W', 'ignore', REPO / 'tools/analysis_tools/benchm
 @pytest.mark.parametrize('task', ['train', 'infer', 'head', 'deformable'])
 def test_variants_are_compared(task, run, tmp_path):
     path = tmp_path / 'a.json'
-    out = run(*BENCHMARK, task, '--baseline', '--size', 64, 96, '--batch', 2, '--steps', 2, '--json', path)
+    out = run(*BENCHMARK, task, '--baseline', '--size', 64, 96, '--batch', 2, '--steps', 2, '--json', path,
+              FORK_SPAWNED=1)
     assert '| fast |' in out and '| plain |' in out
     numbers = json.loads(path.read_text())
     fast, plain = numbers['results']
@@ -54,7 +55,7 @@ def test_fused_attention_is_counted():
 @pytest.mark.slow
 def test_recipes_are_compared(run, tmp_path):
     path = tmp_path / 'a.json'
-    out = run(*BENCHMARK, 'recipes', '--configs', FAST, '--size', 64, 96, '--steps', 1, '--json', path)
+    out = run(*BENCHMARK, 'recipes', '--configs', FAST, '--size', 64, 96, '--steps', 1, '--json', path, FORK_SPAWNED=1)
     (row,) = json.loads(path.read_text())['recipes']
     assert row['parameters'] == 17_803_225 and row['size'] == [64, 96]
     assert row['infer_gb'] < row['train_gb'] < 4 and row['latency_ms'] > 0 and row['train_seconds'] > 0

@@ -96,8 +96,8 @@ def test_every_check_has_its_row(setting, monkeypatch):
         monkeypatch.setattr(checks, name, lambda *args: '')
     monkeypatch.setattr(checks, 'check_commands', lambda *args: [Row('commands', OK, '', 0)])
     found = list(checks._rows(setting, checks.GROUPS, (setting.folder / 'log').open('w')))
-    memory = 6 if torch.cuda.is_available() else 2
-    assert [row.status for row in found] == [OK] * (2 + 6 * 2 + 6 + memory + 1)
+    memory = len(FAMILIES) if torch.cuda.is_available() else 2
+    assert [row.status for row in found] == [OK] * (2 + 3 * len(FAMILIES) + memory + 1)
     assert {row.name.split()[1] for row in found[2:-1]} == set(FAMILIES)
 
 

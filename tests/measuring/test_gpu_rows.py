@@ -127,12 +127,13 @@ def test_use_of_the_device():
 @pytest.mark.parametrize('family', FAMILIES)
 def test_plain_twins_are_made_of_mmdet_classes(family):
     recipe = str(CONFIGS / RECIPES[family])
-    if family == 'lw-detr':
-        with pytest.raises(UserError, match='LWDETR has no plain twin in mmdet'):
+    if family in ('lw-detr', 'ec-detr'):
+        with pytest.raises(UserError, match='(LW|EC)DETR has no plain twin in mmdet'):
             load_model_config(Variant('', 'train', recipe, plain=True))
         return
     model = build_model(load_model_config(Variant('', 'train', recipe, plain=True)), dropout=True)
-    name = dict(zip(FAMILIES, ('DETR', None, 'DINO', 'DeformableDETR', 'ConditionalDETR', 'DABDETR'), strict=True))
+    name = dict(zip(
+        FAMILIES, ('DETR', None, None, 'DINO', 'DeformableDETR', 'ConditionalDETR', 'DABDETR'), strict=True))
     for part, of_mmdet in (
             (model, name[family]), (model.bbox_head, f'{name[family]}Head'),
             (model.data_preprocessor, 'DetDataPreprocessor')):

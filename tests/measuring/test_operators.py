@@ -8,8 +8,9 @@ from deit_detr.measuring.variants import Variant, make_step
 from tests.helpers.paths import REPO
 
 RECIPES = (
-    'detr-fast_deit-tiny_8xb1-150e', 'lw-detr_deit-tiny_8xb4-12e', 'dino_deit-tiny_8xb2-12e',
-    'deformable-detr_deit-tiny_8xb2-12e', 'conditional-detr_deit-tiny_8xb2-12e', 'dab-detr_deit-tiny_8xb2-12e')
+    'detr-fast_deit-tiny_8xb1-150e', 'lw-detr_deit-tiny_8xb4-12e', 'ec-detr_deit-tiny_8xb4-12e',
+    'dino_deit-tiny_8xb2-12e', 'deformable-detr_deit-tiny_8xb2-12e', 'conditional-detr_deit-tiny_8xb2-12e',
+    'dab-detr_deit-tiny_8xb2-12e')
 
 
 @pytest.mark.slow
@@ -17,7 +18,7 @@ RECIPES = (
 def test_a_training_step_has_few_operators(recipe):
     """Also the first step, in which the optimizer makes its state. The number does not depend on the images' size."""
     counts = []
-    for batch, padded in ((2, False), (8, False), *[(2, True)] * (recipe[:4] in ('lw-d', 'dino'))):
+    for batch, padded in ((2, False), (8, False), *[(2, True)] * (recipe[:4] in ('lw-d', 'ec-d', 'dino'))):
         step = make_step(Variant(
             name=recipe, task='train', config=str(REPO / f'projects/deit_detr/configs/{recipe}_scannet.py'),
             batch=batch, size=(160, 160), amp=True, padded=padded))

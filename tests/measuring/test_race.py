@@ -160,7 +160,7 @@ def raced(mini_scannet, tmp_path_factory):
     result = start(
         sys.executable, '-W', 'ignore', REPO / 'tools/analysis_tools/race.py', CONFIG, 'broken.py', '--full', CONFIG,
         '--minutes', '0.03', '--evals', '2', '--out', 'out', *TINY_RUN, 'train_cfg.max_epochs=1',
-        cwd=folder, env=dict(MINI_SCANNET_ROOT=f'{mini_scannet}/'), merged=False)
+        cwd=folder, env=dict(MINI_SCANNET_ROOT=f'{mini_scannet}/', FORK_SPAWNED=1), merged=False)
     return folder / 'out', result
 
 

@@ -15,15 +15,15 @@ from tests.helpers.small_models import BATCHES, build_small, losses_and_gradient
 
 RECIPES = (
     'detr-fast_deit-tiny_8xb1-150e_scannet', 'lw-detr_deit-tiny_8xb4-12e_scannet',
-    'dino_deit-tiny_8xb2-12e_scannet', 'dab-detr_deit-tiny_8xb2-12e_scannet')
+    'ec-detr_deit-tiny_8xb4-12e_scannet', 'dino_deit-tiny_8xb2-12e_scannet', 'dab-detr_deit-tiny_8xb2-12e_scannet')
 #: Windows that do not divide the map, and all layers.
-LW_DETR = {
+WINDOWS = {
     'model.backbone.window_size': 4, 'model.backbone.out_indices': [0, 1], 'model.backbone.global_layers': [1],
     'model.neck.in_channels': [192, 192]}
 
 
 def build(recipe: str) -> torch.nn.Module:
-    return build_small(recipe, LW_DETR if recipe.startswith('lw') else {})
+    return build_small(recipe, WINDOWS if recipe[:2] in ('lw', 'ec') else {})
 
 
 def step(model: torch.nn.Module) -> tuple[dict, dict, int]:

@@ -50,7 +50,8 @@ def test_compiled_model_computes_the_same(backend, name, bfloat16):
 
 #: Graphs of a step: layers of backbone, encoder and decoder; the first layer of a decoder may have other inputs.
 GRAPHS = {
-    'detr-fast': 4, 'conditional-detr': 4, 'dab-detr': 4, 'deformable-detr': 4, 'dino': 3, 'lw-detr': 3}
+    'detr-fast': 4, 'conditional-detr': 4, 'dab-detr': 4, 'deformable-detr': 4, 'dino': 3, 'lw-detr': 3,
+    'ec-detr': 3}
 
 
 @pytest.mark.slow
@@ -59,10 +60,12 @@ def test_layers_of_every_family_are_graphs_and_share_them(family):
     """Bit for bit the same, since the backend runs the operators as they were traced, and no graph breaks."""
     (recipe,) = (REPO / 'projects/deit_detr/configs').glob(f'{family}_deit-tiny_*_mini-scannet.py')
     options = {'model.decoder.num_layers': 3}
-    if family == 'lw-detr':
+    if family in ('lw-detr', 'ec-detr'):
         options |= {
-            'model.num_groups': 3, 'model.backbone.window_size': 3, 'model.backbone.global_layers': [1],
-            'model.backbone.out_indices': [0, 1], 'model.neck.in_channels': [192, 192]}
+            'model.backbone.window_size': 3, 'model.backbone.global_layers': [1], 'model.backbone.out_indices': [0, 1],
+            'model.neck.in_channels': [192, 192]}
+    if family == 'lw-detr':
+        options |= {'model.num_groups': 3}
     plain = build_small(recipe.stem, options)
     compiled = build_small(
         recipe.stem, options | {'model.compile': dict(backend='eager', dynamic=False, fullgraph=True)})

@@ -6,5 +6,4 @@ model = dict(
         _delete_=True,
         type='ECViT',  # its published weights: tools/model_converters/ecdet_to_mmdet.py
         arch='deit-tiny',
-        out_indices=[10, 11],
-        init_cfg=None))
+        out_indices=[10, 11]))

@@ -1,7 +1,7 @@
 """EC-DETR with ECViT-tiny on ScanNet-frames-25k, 8 GPUs x 4 images, 12 epochs.
 
-ECViT's published weights come in a detector: `load_from` takes the converted one. Without it the backbone starts from
-random weights.
+Without weights everything starts at random. For those of EdgeCrafter, convert a file of its detector or of its ECViT
+with tools/model_converters/ecdet_to_mmdet.py, and set `load_from` to the result (docs/migrate.md).
 """
 _base_ = [
     '../../../configs/_base_/models/ec-detr_ecvit-tiny.py',

@@ -3,6 +3,7 @@
 Only the standard library is imported, because anything else may be broken.
 """
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,8 +29,10 @@ def named_packages() -> Iterator[None]:
     """Raise :class:`BrokenEnvironment` if an import in the block fails because of another package.
 
     If it is not caught, the program ends with status 2 and the sentence, without a traceback. Errors of this project's
-    code are not changed.
+    code are not changed. Python does not collect garbage meanwhile, which takes a quarter of the time of all imports.
     """
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         yield
     except Exception as error:
@@ -38,6 +41,9 @@ def named_packages() -> Iterator[None]:
             raise
         sys.excepthook = _end_in_one_line
         raise BrokenEnvironment(sentence) from error
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def explain(error: BaseException) -> str | None:

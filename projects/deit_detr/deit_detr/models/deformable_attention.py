@@ -69,8 +69,9 @@ class PortableDeformableAttention(MultiScaleDeformableAttention):
             query, reference_points, value, spatial_shapes, level_start_index, key_padding_mask) + identity
 
     def attend(
-        self, query: Tensor, reference_points: Tensor, value: Tensor, spatial_shapes: Tensor | Sequence[tuple[int, int]],
-        level_start_index: Tensor | None = None, key_padding_mask: Tensor | None = None,
+        self, query: Tensor, reference_points: Tensor, value: Tensor,
+        spatial_shapes: Tensor | Sequence[tuple[int, int]], level_start_index: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
     ) -> Tensor:
         """Return what :meth:`forward` adds to ``identity``, for a query with its position."""
         value = self.value_proj(value)

@@ -146,6 +146,10 @@ class ECDecoder(nn.Module):
             queries, 4)``, the boxes from which they count.
         """
         levels = self.layers[0].cross_attn.levels
+        if levels[-1] + 1 != len(spatial_shapes):
+            raise ValueError(
+                f'num_points of cross_attn_cfg is for {levels[-1] + 1} levels, but the neck returns '
+                f'{len(spatial_shapes)}')
         if len(levels) > len(spatial_shapes):  # several groups of points in a level: it comes several times
             parts = value.split([rows * columns for rows, columns in spatial_shapes], 1)
             value = torch.cat([parts[level] for level in levels], 1)
@@ -162,7 +166,8 @@ class ECDecoder(nn.Module):
                 references = first_boxes.detach()
             all_sides.append(head.sides(index, query, *((all_states[-1], all_sides[-1]) if index else ())))
             all_states.append(query)
-            boxes = head.boxes(all_sides[-1], references).detach()
+            if index < len(self.layers) - 1:
+                boxes = head.boxes(all_sides[-1].detach(), references)
         return dict(
             hidden_states=torch.stack(all_states), sides=torch.stack(all_sides), references=references,
             first_boxes=first_boxes)
@@ -215,7 +220,7 @@ class TokenSelection(nn.Module):
 
 @MODELS.register_module()
 class ECDETR(LWDETR):
-    """ECDet (EdgeCrafter, TMLR 2026): LW-DETR's way from a plain ViT to queries, with D-FINE's decoder.
+    """ECDet (EdgeCrafter, TMLR 2026): a plain ViT as in LW-DETR, a hybrid encoder and D-FINE's decoder.
 
     The neck, :class:`~deit_detr.models.hybrid_encoder.HybridEncoder`, is the encoder. In training, denoising queries
     (DINO, arXiv 2203.03605) join the others.
@@ -247,7 +252,7 @@ class ECDETR(LWDETR):
         replace_attention(self.decoder)
 
     def init_weights(self) -> None:
-        """Initialize as D-FINE does: the default of PyTorch's layers, attention and query positions xavier."""
+        """Initialize as D-FINE does: PyTorch's defaults, and Xavier for attention and query positions."""
         super(LWDETR, self).init_weights()
         for param in self.decoder.ref_point_head.parameters():
             if param.dim() > 1:

@@ -51,11 +51,11 @@ class MatchabilityAwareLoss(nn.Module):
 
 
 class Targets(NamedTuple):
-    """What each query has to learn, ``(images, queries, ...)``.
+    """The boxes that the queries learn, ``(images, queries, ...)``.
 
     Attributes:
         positive (Tensor): bool, whether the query has a box.
-        corners (Tensor): The box (x1, y1, x2, y2), normalized, ``(..., 4)``; anything for queries without.
+        corners (Tensor): The box (x1, y1, x2, y2), normalized, ``(..., 4)``; arbitrary for queries without.
         number (Tensor): Number of boxes by which sums are divided, ``(1,)``.
     """
 
@@ -171,7 +171,7 @@ class ECDETRHead(FastDETRHead):
         self, hidden_states: Tensor, sides: Tensor, references: Tensor, first_boxes: Tensor, proposal_scores: Tensor,
         proposal_boxes: Tensor, dn_meta: dict[str, int], batch_data_samples: SampleList,
     ) -> dict[str, Tensor]:
-        """Compute the losses of the proposals, the first layer's boxes, all layers, and all of it for denoising.
+        """Compute the losses of the proposals, the first layer's boxes and all layers, also for denoising queries.
 
         Classes are learned from each layer's own matches. Boxes are learned from the union of all matches: a query that
         was matched in some layers has, in all layers, the box that it had most often (D-FINE).
@@ -226,8 +226,7 @@ class ECDETRHead(FastDETRHead):
             matches = match_batch(self.assigner.match_costs, scores, boxes, batch_gt_instances, batch_img_metas)
             average = reduce_mean(boxes.new_full((1,), sum(num_gts))).clamp(min=1)
             targets = union_targets(matches, boxes.shape[1:3])
-            # 8 images have weight 1, so that the balance does not depend on the batch
-            balance = torch.stack([targets.positive.sum(), (~targets.positive).sum()]).mul(4 * 8 / len(num_gts)).sqrt()
+            balance = torch.stack([targets.positive.sum(), (~targets.positive).sum()]).sqrt()
             losses = self._losses(
                 scores, boxes, sides[:, :, number:], references[:, number:], matches, average, targets, balance)
             result = _name(losses, ('enc_', 'pre_'))
@@ -280,7 +279,7 @@ class ECDETRHead(FastDETRHead):
 
 
 def union_targets(matches: BatchMatches, shape: tuple[int, int]) -> Targets:
-    """Return for each query the box that it has in most layers, if it has one in any.
+    """Return the box that most layers assign to each query, for queries that are matched in any layer.
 
     Args:
         matches (BatchMatches): The matches of all layers.
@@ -314,7 +313,7 @@ def _targets(matches: BatchMatches, gt: Tensor, positive: Tensor, number: Tensor
 
 
 def _name(losses: dict[str, Tensor], extra: tuple[str, ...], prefix: str = '') -> dict[str, Tensor]:
-    """Name the losses of layers; the first ones are not of layers and have prefixes of their own."""
+    """Name the losses of all layers; ``extra`` has the prefixes of the first losses, which belong to no layer."""
     result = {}
     of_layers = {name: loss[len(extra):] if name in ('loss_cls', 'loss_bbox', 'loss_iou') else loss
                  for name, loss in losses.items()}

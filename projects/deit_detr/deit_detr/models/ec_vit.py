@@ -1,12 +1,10 @@
 """ECViT, the backbone of EdgeCrafter's detectors: a ViT with a convolutional stem and rotary positions."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
-from mmdet.models.backbones.resnet import BasicBlock
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from mmpretrain.models import VisionTransformer
@@ -22,21 +20,14 @@ class ConvStem(BaseModule):
 
     Args:
         embed_dims (int): Number of output channels, a multiple of 8.
-        blocks (Sequence[int]): Number of ResNet's basic blocks after each of the first three convolutions. They start
-            as the identity.
     """
 
-    def __init__(self, embed_dims: int, blocks: Sequence[int] = (0, 0, 0)) -> None:
+    def __init__(self, embed_dims: int) -> None:
         super().__init__()
         widths = [3, embed_dims // 8, embed_dims // 4, embed_dims // 2]
-        layers = []
-        for before, after, number in zip(widths[:-1], widths[1:], blocks, strict=True):
-            layers.append(ConvModule(
-                before, after, 3, stride=2, padding=1, norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU')))
-            for _ in range(number):
-                layers.append(BasicBlock(after, after))
-                nn.init.zeros_(layers[-1].norm2.weight)
-        self.convs = nn.Sequential(*layers)
+        self.convs = nn.Sequential(*(
+            ConvModule(before, after, 3, stride=2, padding=1, norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU'))
+            for before, after in zip(widths, widths[1:], strict=False)))
         self.projection = nn.Conv2d(widths[-1], embed_dims, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -54,20 +45,19 @@ class ECViT(VisionTransformer):
     position and is not part of the output.
 
     Args:
-        stem_blocks (Sequence[int]): Residual blocks in the stem, see :class:`ConvStem`; the published ECViT has none.
         **kwargs: As for ``VisionTransformer``. The size of patches is 16, and there is no norm after the last layer.
 
     Raises:
         ValueError: If ``patch_size`` is not 16, or the width of a head is not a multiple of 4.
     """
 
-    def __init__(self, stem_blocks: Sequence[int] = (0, 0, 0), **kwargs) -> None:
+    def __init__(self, **kwargs) -> None:
         super().__init__(**dict(with_cls_token=True, out_type='featmap', final_norm=False) | kwargs)
         num_heads = self.arch_settings['num_heads']
         head_dims = self.embed_dims // num_heads
         if kwargs.get('patch_size', 16) != 16 or head_dims % 4:
             raise ValueError('ECViT needs patch_size=16, and heads whose width is a multiple of 4')
-        self.patch_embed = ConvStem(self.embed_dims, stem_blocks)
+        self.patch_embed = ConvStem(self.embed_dims)
         self.pos_embed = None
         periods = BASE_PERIOD ** (torch.arange(head_dims // 4) / (head_dims // 4))
         self.register_buffer('periods', periods, persistent=False)
@@ -81,6 +71,12 @@ class ECViT(VisionTransformer):
         super().init_weights()
         if not (isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained'):
             nn.init.trunc_normal_(self.cls_token, std=0.02)
+
+    def train(self, mode: bool = True) -> None:
+        """Set the mode; frozen batch norms keep their statistics."""
+        super().train(mode)
+        if self.frozen_stages > 0:
+            self.patch_embed.eval()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps.
@@ -98,7 +94,8 @@ class ECViT(VisionTransformer):
         for index, layer in enumerate(self.layers):
             x = layer(x, rotation)
             if index in self.out_indices:
-                maps.append(x[:, 1:].transpose(1, 2).unflatten(2, size))
+                # all of it: ONNX export takes the size of a reshaped map for constant, but not that of a slice
+                maps.append(x[:, 1:].transpose(1, 2).unflatten(2, size)[:, :, :size[0], :size[1]])
         return tuple(maps)
 
     def rotation(self, size: tuple[int, int]) -> Tensor:
@@ -120,9 +117,9 @@ class RotaryLayer(TransformerEncoderLayer):
     def forward(self, x: Tensor, rotation: Tensor) -> Tensor:
         """Return the next states of ``(batch, tokens, channels)``; ``rotation`` is as :meth:`ECViT.rotation`."""
         attn = self.attn
-        q, k, v = attn.qkv(self.ln1(x)).unflatten(-1, (3, attn.num_heads, -1)).transpose(1, 3).unbind(2)
-        q, k = rotate(q, rotation), rotate(k, rotation)
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop if self.training else 0.0)
+        qk, v = attn.qkv(self.ln1(x)).unflatten(-1, (3, attn.num_heads, -1)).transpose(1, 3).split([2, 1], 2)
+        q, k = rotate(qk, rotation).unbind(2)
+        out = F.scaled_dot_product_attention(q, k, v.squeeze(2), dropout_p=attn.attn_drop if self.training else 0.0)
         out = attn.proj(out.transpose(1, 2).flatten(2))
         x = x + attn.out_drop(attn.gamma1(attn.proj_drop(out)))
         return self.ffn(self.ln2(x), identity=x)

@@ -17,8 +17,8 @@ NORM, ACT = dict(type='BN'), dict(type='SiLU')
 class HybridEncoder(BaseModule):
     """Bring the maps of a plain ViT to several strides, and fuse them (RT-DETR, arXiv 2304.08069; ECDet).
 
-    The mean of the maps is resized to each stride. A transformer layer looks at the coarsest level; then features go
-    to the finest level and back again, as in PAFPN. A level has half as many rows and columns as the finer one, rounded
+    The mean of the maps is resized to each stride. A transformer layer updates the coarsest level; then features flow
+    to the finest level and back, as in PAFPN. A level has half as many rows and columns as the finer one, rounded
     up.
 
     Args:

@@ -246,6 +246,9 @@ def build_runner(cfg: Config) -> Runner:
     Raises:
         UserError: With a line for each failure.
     """
+    if 'sync_bn' in cfg and get_device() == 'cpu':
+        cfg = copy.deepcopy(cfg)
+        cfg.pop('sync_bn')  # SyncBatchNorm trains on GPUs only
     try:
         runner = Runner.from_cfg(cfg)
         runner.train_loop, runner.val_loop  # noqa: B018 - builds them

@@ -13,7 +13,7 @@ from deit_detr.measuring.variants import load_recipe
 from deit_detr.scannet.converter import convert
 from deit_detr.scannet.mini_scannet import make_mini_scannet
 
-FAMILIES = ('detr-fast', 'lw-detr', 'dino', 'deformable-detr', 'conditional-detr', 'dab-detr')
+FAMILIES = ('detr-fast', 'lw-detr', 'ec-detr', 'dino', 'deformable-detr', 'conditional-detr', 'dab-detr')
 
 
 @dataclass(frozen=True)
