@@ -297,7 +297,8 @@ def test_weights_that_are_yet_to_be_drawn_fail_no_step(small):
     torch.nn.init.constant_(detector.query_embedding.weight, torch.nan)  # as --deterministic fills what is not drawn
     assert trial_step.take_step(detector, cfg).without_gradient == []
     detector._is_init = True
-    with pytest.raises(UserError, match='the model fails on an image'):
+    # mmdet's matching fails, or the loss is not finite if NonFiniteHook has trained in this process before
+    with pytest.raises(UserError, match='the model fails on an image|the loss of an image of noise is not finite'):
         trial_step.take_step(detector, cfg)
 
 

@@ -264,11 +264,12 @@ def test_every_kind_of_recipe_can_be_shown(recipe, tmp_path):
     init_default_scope('mmdet')
     torch.save(dict(state_dict=MODELS.build(Config.fromfile(config).model).state_dict()), checkpoint)
     detector = deit_detr.load(config, checkpoint, device='cpu')
+    rest = 1e-4 if getattr(detector.model.backbone, 'cls_token', None) is None else 0.02  # of a register token
     for attention in (
             *cross_attention(detector, image_of(160, 120), score_thr=0, max_detections=3),
             *self_attention(detector, image_of(160, 120), [(3, 4)], 'backbone')):
         weights = attention.samples[:, 2] if attention.weights is None else attention.weights
-        assert weights.min() >= 0 and weights.sum() == pytest.approx(1, abs=1e-4)
+        assert weights.min() >= 0 and weights.sum() == pytest.approx(1, abs=rest) and weights.sum() < 1 + 1e-4
     if hasattr(detector.model.neck, 'layers'):  # the encoder of EC-DETR
         (attention,) = self_attention(detector, image_of(160, 120), [(3, 4)])
         assert attention.weights.sum() == pytest.approx(1, abs=1e-4)
