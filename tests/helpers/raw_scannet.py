@@ -53,8 +53,13 @@ def raw_maps(ids: np.ndarray, values: list[int]) -> tuple[np.ndarray, np.ndarray
     return instance, label
 
 
-def write_raw(frames: Path, raw: Path, sens: bool = True, packed: bool = True, kind: str = '-filt') -> None:
-    """Write the scenes of ``frames`` into ``raw``, and the label table above it."""
+def write_raw(
+    frames: Path, raw: Path, sens: bool = True, packed: bool = True, kind: str = '-filt', after: int = 30
+) -> None:
+    """Write the scenes of ``frames`` into ``raw``, and the label table above it.
+
+    A recording has as many frames as the last one needs and ``after`` - 1 more.
+    """
     raw.mkdir(parents=True)
     write_table(raw.parent)
     for scene in sorted(path for path in frames.iterdir() if path.is_dir()):
@@ -82,6 +87,6 @@ def write_raw(frames: Path, raw: Path, sens: bool = True, packed: bool = True, k
                         (out / name).write_bytes(content)
         jpegs = {int(re.sub(r'\D', '', path.stem)): path.read_bytes() for path in (scene / 'color').iterdir()}
         if sens:
-            write_sens(out / f'{scene.name}.sens', jpegs, max(jpegs) + 30)
+            write_sens(out / f'{scene.name}.sens', jpegs, max(jpegs) + after)
         else:
             shutil.copytree(scene / 'color', out / 'color')

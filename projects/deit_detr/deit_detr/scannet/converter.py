@@ -181,7 +181,8 @@ def _find_scenes(
 ) -> list[Summary]:
     """Return a summary per split that has its scenes and frames; refuse a root that cannot be converted."""
     if not root.is_dir():
-        raise UserError(f'{root}: no such folder; give the unpacked scannet_frames_25k (see data/README.md)')
+        raise UserError(
+            f'{root}: no such folder; give the unpacked scannet_frames_25k or the raw scans (see data/README.md)')
     known = {name for names in scene_lists.values() for name in names}
     summaries = []
     for split in dict.fromkeys(splits):
@@ -210,7 +211,8 @@ def _find_scenes(
         if not any(scene.frame_names for scene in scenes):
             raise UserError(
                 f'{scenes[0].folder}: no frames in any scene of the {split} split; expected color/*.jpg (.jpeg, .png) '
-                f'and instance/*.png, extract the archive again')
+                f'and instance/*.png, or the files of a raw scan (see docs/data.md#raw-scannetv2-scans); extract or '
+                f'download it again')
         stem = f'scannet_objdet_{split}'
         paths = out_dir / f'{stem}.json', out_dir / f'{stem}_problems.txt'
         summaries.append(Summary(split, *paths, len(names), scenes, problems=problems))
@@ -271,6 +273,8 @@ def _convert_split(
             raise UserError(
                 f'no usable frame in the {summary.split} split, {len(summary.problems)} problems are listed '
                 f'in {summary.report_path}. The last one: {summary.problems[-1]}')
+        if _copied(summary) and hasattr(os, 'sync'):
+            os.sync()  # the copied images are on the disk before the file that names them
         file.write('\n],\n"images": [\n' + ',\n'.join(images) + '\n]}\n')
 
 
@@ -318,9 +322,9 @@ def _check_copies(summary: Summary, out_dir: Path) -> None:
                 f'{folder}/color; move {folder.parent} away or give another --out-dir')
     if copied:
         place = next(path for path in (out_dir, *out_dir.absolute().parents) if path.is_dir())
-        need, free = sum(scene.copied_bytes for scene in copied), shutil.disk_usage(place).free
-        print(f'{summary.split}: copies about {need / 1e6:,.0f} MB of colour images out of {len(copied)} .sens files to '
-              f'{out_dir / summary.split}, except those that are there already; {free / 1e6:,.0f} MB are free')
+        need, free = sum(scene.copied_bytes for scene in copied) / 1e6, shutil.disk_usage(place).free / 1e6
+        print(f'{summary.split}: copies about {need:,.0f} MB of colour images out of {len(copied)} .sens files to '
+              f'{out_dir / summary.split}, except those that are there already; {free:,.0f} MB are free')
 
 
 def _plan_links(summary: Summary, out_dir: Path) -> dict[Path, Path]:

@@ -311,13 +311,13 @@ def _combined(
 
 
 def _copy(path: Path, data: bytes) -> None:
-    """Write an image unless it is already there."""
+    """Write an image unless it is already there; the converter waits for the disk once, for all images."""
     try:
         if path.read_bytes() == data:
             return
     except FileNotFoundError:
         pass
-    write_bytes(path, data)
+    write_bytes(path, data, flush=False)
 
 
 def _number(name: str) -> int | None:

@@ -17,8 +17,8 @@ _FRAME = struct.Struct('<80x2Q')  # after pose and timestamps: bytes of colour a
 
 VERSION = 4
 JPEG = 2
-#: More frames than any recording has, and more bytes than any JPEG of a frame has.
-MAX_FRAMES = 1_000_000
+#: More frames than any recording has (an hour at 30 a second), and more bytes than any JPEG of a frame has.
+MAX_FRAMES = 100_000
 MAX_COLOR_BYTES = 20_000_000
 
 
