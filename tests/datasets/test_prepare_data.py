@@ -1,7 +1,6 @@
 """Labelled folders of other tools become COCO files that training reads, with every box where it was."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -11,16 +10,21 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from PIL import Image
 
-from deit_detr.datasets.formats.prepare import MARK, prepare
-from deit_detr.errors import UserError
-from tests.helpers.labelled_folders import CLASSES, LAYOUTS, SIZE, TRUTH, coco, coco_content, draw, write, yolo
+from deit_detr.datasets.formats.prepare import MARK
+from tests.helpers.labelled_folders import (
+    CLASSES,
+    LAYOUTS,
+    SIZE,
+    TRUTH,
+    coco,
+    coco_content,
+    draw,
+    one_split,
+    run_prepare,
+    write,
+    yolo,
+)
 from tests.helpers.paths import REPO
-
-RECIPE = REPO / 'projects/deit_detr/configs/dino_deit-tiny_8xb2-12e_coco.py'
-
-
-def run_prepare(root: Path, out: Path | None = None, **options):
-    return prepare(root, out or root.parent / 'out', RECIPE, workers=1, **options)
 
 
 def boxes_by_image(prepared, splits=('train', 'val')) -> dict[str, dict[str, list]]:
@@ -40,6 +44,41 @@ def boxes_by_image(prepared, splits=('train', 'val')) -> dict[str, dict[str, lis
             found[split][Path(item['img_path']).stem.split('-')[-1]] = [
                 (names[box['bbox_label']], box['bbox']) for box in item['instances']]
     return found
+
+
+def as_homeobjects(root: Path) -> None:
+    """Use the YAML file of HomeObjects-3K: the path is that of another folder, there are no test images."""
+    yolo(root)
+    write(root / 'data.yaml', 'path: ../datasets/homeobjects-3K # root\ntrain: train/images # 2285\n'
+          'val: valid/images\ntest: # none\nnames:\n  0: spoon\n  1: cup\n  2: fork\n')
+
+
+def with_lists_of_images(root: Path) -> None:
+    """Name the images of a split in a text file, by absolute paths of another machine."""
+    yolo(root)
+    for split in ('train', 'valid'):
+        write(root / f'{split}.txt', ''.join(
+            f'/content/data/{path.relative_to(root)}\n' for path in sorted((root / split).rglob('*.jpg'))))
+    write(root / 'data.yaml', 'train: /content/data/train.txt\nval: /content/data/valid.txt\nnames: [spoon, cup, fork]')
+
+
+@pytest.mark.parametrize('make', [as_homeobjects, with_lists_of_images])
+def test_yaml_files_of_other_machines(tmp_path, make):
+    make(tmp_path / 'in')
+    prepared = run_prepare(tmp_path / 'in')
+    assert {split: sorted(images) for split, images in boxes_by_image(prepared).items()} == {
+        split: sorted(Path(name).name for name in images) for split, images in TRUTH.items()}
+    assert 'note' not in prepared.summary and 'Left out' not in prepared.summary
+
+
+def test_doordetect(tmp_path):
+    """Images, labels in a folder of their own, and the names that docs/data.md tells to write."""
+    page = (REPO / 'docs/data.md').read_text()
+    names = page.split("printf '")[1].split("'")[0].replace('\\n', '\n')
+    one_split(tmp_path / 'in', 8)
+    write(tmp_path / 'in/classes.txt', names)
+    (tmp_path / 'in/data.yaml').unlink()
+    assert '4 classes: door, handle, cabinet door, refrigerator door' in run_prepare(tmp_path / 'in').summary
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -69,13 +108,6 @@ def test_results_are_written_again_and_do_not_depend_on_the_layout_or_the_run(tm
     before = [path.read_bytes() for path in [first.config, *first.ann_files]]
     assert [path.read_bytes() for path in [first.config, *run_prepare(tmp_path / 'in').ann_files]] == before
     assert first.config.read_text().startswith(MARK) and len(first.config.read_text().splitlines()) == 7
-
-
-def one_split(root: Path, number: int = 40) -> None:
-    for index in range(number):
-        draw(root / f'images/{index:03d}.png', str(index), (32, 24))
-        write(root / f'labels/{index:03d}.txt', f'{index % 2} 0.5 0.5 0.25 0.5')
-    write(root / 'data.yaml', 'names: {0: cup, 1: fork}\n')
 
 
 def test_a_folder_without_splits_is_divided_by_content(tmp_path):
@@ -241,155 +273,3 @@ def test_a_test_split_is_converted_and_a_split_that_is_missing_is_named(tmp_path
     draw(root / 'test/images/t.jpg', 't')
     assert 'test: 1 images, 1 of them without boxes, 0 boxes' in run_prepare(root).summary
     assert len(json.loads((tmp_path / 'out/test.json').read_text())['images']) == 1
-
-
-def nothing(root):
-    root.mkdir()
-
-
-def images_only(root):
-    draw(root / 'a.jpg', 'a')
-
-
-def archive(root):
-    write(root / 'data.zip', 'PK')
-
-
-def parquet(root):
-    write(root / 'data/train-00000.parquet', 'PAR1')
-
-
-def scannet(root):
-    draw(root / 'scene0000_00/color/000000.jpg', 'a')
-    draw(root / 'scene0000_00/label/000000.png', 'a')
-    write(root / 'scene0000_00/pose/000000.txt', '1 0 0 0')
-
-
-def classification(root):
-    for name in ('cup', 'fork'):
-        draw(root / name / 'a.jpg', name)
-
-
-def yolo_without_labels(root):
-    yolo(root)
-    for path in root.glob('*/labels'):
-        shutil.rmtree(path)
-
-
-def video(root):
-    LAYOUTS['cvat'](root)
-    write(root / 'annotations.xml', '<annotations><track id="0" label="cup"/></annotations>')
-
-
-def other_json(root):
-    images_only(root)
-    write(root / 'package.json', '{"name": "cup", "shapes": 3}')
-    write(root / 'list.json', '[1, {"a": 2}]')
-    write(root / 'broken.json', '{"images": [')
-
-
-def entities(root):
-    images_only(root)
-    write(root / 'a.xml', '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><annotation><filename>&e;</filename>'
-          '</annotation>')
-
-
-def yaml_that_runs_code(root):
-    images_only(root)
-    write(root / 'data.yaml', 'names: !!python/object/apply:os.system ["touch ran"]')
-    write(root / 'a.txt', '0 0.5 0.5 0.5 0.5')
-
-
-def no_usable_box(root):
-    yolo(root)
-    for path in root.rglob('labels/**/*.txt'):
-        path.write_text('9 0.5 0.5 0.1 0.1')
-
-
-def two_formats(root):
-    yolo(root / 'a')
-    coco(root / 'b')
-
-
-def twice(root):
-    coco(root)
-    write(root / 'annotations/instances_train2017_v2.json', json.dumps(coco_content('train')))
-
-
-@pytest.mark.parametrize('make, message', [
-    (nothing, 'not YOLO with data.yaml, .*: it holds no files'),
-    (images_only, 'it holds 1 .jpg; there are images only, and no labels'),
-    (archive, 'unpack the archives first'),
-    (parquet, 'images and labels have to be single files'),
-    (scannet, 'for ScanNet use tools/dataset_converters/scannet2coco.py'),
-    (classification, 'there are images only, and no labels'),
-    (yolo_without_labels, 'YOLO needs a label file for an image'),
-    (video, '"CVAT for video": export the task as "CVAT for images 1.1"'),
-    (other_json, 'it holds 3 .json, 1 .jpg'),
-    (entities, 'not YOLO .* it holds 1 .jpg, 1 .xml'),
-    (yaml_that_runs_code, 'not YOLO'),
-    (no_usable_box, 'no box for train can be used in YOLO .*5 boxes of a class number that is not listed'),
-    (two_formats, r'holds COCO and YOLO \(a/data.yaml\); choose one with --format coco or yolo'),
-    (twice, 'a.jpg is labelled twice in COCO'),
-])
-def test_other_folders_get_a_sentence_and_nothing_is_written(tmp_path, monkeypatch, make, message):
-    monkeypatch.chdir(tmp_path)
-    make(tmp_path / 'in')
-    before = sorted(tmp_path.rglob('*'))
-    with pytest.raises(UserError, match=message) as error:
-        run_prepare(tmp_path / 'in')
-    assert '\n' not in str(error.value)
-    assert sorted(tmp_path.rglob('*')) == before
-
-
-def test_folders_of_results_that_are_refused(tmp_path):
-    yolo(tmp_path / 'in')
-    write(tmp_path / 'out/train.json', 'mine')
-    for folder, message in ((tmp_path / 'out', 'holds other files'), (tmp_path / 'in', 'another folder than')):
-        with pytest.raises(UserError, match=message):
-            run_prepare(tmp_path / 'in', folder)
-    assert (tmp_path / 'out/train.json').read_text() == 'mine'
-    with pytest.raises(UserError, match='no such folder'):
-        run_prepare(tmp_path / 'missing', tmp_path / 'new')
-    inside = run_prepare(tmp_path / 'in', tmp_path / 'in/results')
-    assert run_prepare(tmp_path / 'in', tmp_path / 'in/results').summary == inside.summary
-
-
-@pytest.mark.parametrize('failing', ['train.json', 'val.json', 'out.py'])
-def test_a_failure_leaves_no_file(tmp_path, monkeypatch, failing):
-    yolo(tmp_path / 'in')
-    true = Path.write_text
-
-    def full(self, *args, **kwargs):
-        if self.name == failing:
-            raise OSError(28, 'No space left on device', str(self))
-        return true(self, *args, **kwargs)
-
-    monkeypatch.setattr(Path, 'write_text', full)
-    with pytest.raises(UserError, match=f'{failing}: cannot be written'):
-        run_prepare(tmp_path / 'in')
-    assert not [path for path in (tmp_path / 'out').rglob('*') if path.is_file()]
-
-
-def test_strange_names_of_classes_and_folders(tmp_path):
-    root = tmp_path / "in 'quoted' {{ fileBasename }}"
-    one_split(root, 8)
-    names = ["it's", '{{ _base_.model }}']
-    write(root / 'data.yaml', json.dumps(dict(names=names)))
-    prepared = run_prepare(root)
-    cfg = Config.fromfile(prepared.config)
-    assert list(cfg.train_dataloader.dataset.metainfo.classes) == names
-    assert sum(map(len, boxes_by_image(prepared).values())) == 8
-
-
-def test_links_that_go_in_circles_and_aliases_that_explode(tmp_path):
-    root = tmp_path / 'in'
-    yolo(root)
-    os.symlink(root, root / 'train/loop')
-    bomb = ''.join(f'{chr(98 + i)}: &{chr(98 + i)} [{", ".join([f"*{chr(97 + i)}"] * 9)}]\n' for i in range(20))
-    write(root / 'data.yaml', f'a: &a [x]\n{bomb}names: [spoon, cup, fork]\n')
-    write(root / 'README.md', f'---\na: &a [x]\n{bomb}---\n')
-    write(root / 'metadata.jsonl', '"objects"')
-    assert 'train: 4 images' in run_prepare(root).summary
-
-

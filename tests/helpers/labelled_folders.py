@@ -8,6 +8,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from tests.helpers.paths import REPO
+
 CLASSES = ['spoon', 'cup', 'fork']  # not in the order of the alphabet, nor of their use
 SIZE = 96, 64
 #: Split -> name -> (class, [left, top, width, height]) of each box. The last image of each split has no box.
@@ -180,3 +182,19 @@ def hugging_face(root: Path) -> None:
 LAYOUTS = dict(
     yolo=yolo, darknet=darknet, voc=voc, cvat=cvat, label_studio=label_studio, label_studio_min=label_studio_min,
     labelme=labelme, coco=coco, roboflow=roboflow, hugging_face=hugging_face)
+
+
+def one_split(root: Path, number: int = 40) -> None:
+    """Write a YOLO folder without splits."""
+    for index in range(number):
+        draw(root / f'images/{index:03d}.png', str(index), (32, 24))
+        write(root / f'labels/{index:03d}.txt', f'{index % 2} 0.5 0.5 0.25 0.5')
+    write(root / 'data.yaml', 'names: {0: cup, 1: fork}\n')
+
+
+def run_prepare(root: Path, out: Path | None = None, **options):
+    """Prepare a folder for DINO, with results beside it."""
+    from deit_detr.datasets.formats.prepare import prepare
+
+    recipe = REPO / 'projects/deit_detr/configs/dino_deit-tiny_8xb2-12e_coco.py'
+    return prepare(root, out or root.parent / 'out', recipe, workers=1, **options)

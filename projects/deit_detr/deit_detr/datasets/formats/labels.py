@@ -119,10 +119,12 @@ class Folder:
             seen.add(real)
         self.images = [path for path in self.files if path.suffix.lower() in IMAGE_SUFFIXES]
         self._known = set(self.files)
-        self._by_name: dict[str, list[Path]] = defaultdict(list)
+        self._by_tail: dict[str, list[Path]] = defaultdict(list)
         for path in self.images:
-            self._by_name[path.name].append(path)
-            self._by_name[path.stem].append(path)
+            parts = path.relative_to(root).parts
+            for start in range(len(parts)):
+                self._by_tail['/'.join(parts[start:])].append(path)
+            self._by_tail[f'{path.stem}.*'].append(path)
 
     def __contains__(self, path: Path) -> bool:
         return path in self._known
@@ -150,26 +152,23 @@ class Folder:
         Only images of the folder are found, whatever the name is.
 
         Args:
-            name: Name of the image, perhaps with folders, or without an ending.
+            name: Name of the image, perhaps with folders; ``.*`` stands for any ending.
             near: The label file.
             split: The split of the label file.
             loose: Whether the folders of the name may be those of another machine, as those of an absolute name.
         """
         parts = [part for part in PurePosixPath(name.replace('\\', '/')).parts if part not in ('/', '.')]
         loose = loose or '..' in parts or ':' in name or name.startswith('/')
-        hits = self._by_name.get(parts[-1], []) if parts else []
+        tails = ['/'.join(parts[start:]) for start in range(len(parts) if loose else 1)]
+        hits = next((self._by_tail[tail] for tail in tails if tail in self._by_tail), [])
 
-        def rank(path: Path) -> tuple[int, bool, bool, int]:
-            pairs = zip(reversed(parts[:-1]), reversed(path.relative_to(self.root).parent.parts), strict=False)
-            same = next((i for i, (one, other) in enumerate([*pairs, ('', None)]) if one != other))
-            return (same, path.name == parts[-1], self.split_of(path, folders_only=True) == split,
-                    len(Path(os.path.commonpath([path, near])).parts))
+        def rank(path: Path) -> tuple[bool, int]:
+            near_parts = len(Path(os.path.commonpath([path, near])).parts)
+            return self.split_of(path, folders_only=True) == split, near_parts
 
-        ranked = sorted(((rank(path), path) for path in hits), reverse=True)
-        if not loose:
-            ranked = [(key, path) for key, path in ranked if key[0] == len(parts) - 1]
-        unique = ranked and (len(ranked) == 1 or ranked[0][0] > ranked[1][0])
-        return ranked[0][1] if unique else None
+        ranked = sorted(hits, key=rank)
+        unique = len(ranked) == 1 or len(ranked) > 1 and rank(ranked[-1]) > rank(ranked[-2])
+        return ranked[-1] if unique else None
 
     def class_list(self, *names: str) -> list[str]:
         """Return the lines of the first of some text files with class names; [] if there is none of them."""

@@ -145,7 +145,7 @@ def prepare(
     Raises:
         UserError: If the folder cannot be read, nothing usable is in it, or ``out_dir`` holds something else.
     """
-    root, config = root.absolute(), out_dir / f'{out_dir.absolute().name}.py'
+    root, config = Path(os.path.abspath(root)), out_dir / f'{out_dir.absolute().name}.py'
     if os.path.realpath(root) == os.path.realpath(out_dir):
         raise UserError(f'{out_dir}: --out-dir has to be another folder than that of the images')
     if out_dir.is_dir() and any(out_dir.iterdir()) and not (

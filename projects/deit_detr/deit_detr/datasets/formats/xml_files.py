@@ -5,6 +5,8 @@ from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
+from tqdm import tqdm
+
 from deit_detr.datasets.formats.labels import (
     SPLITS,
     Box,
@@ -43,7 +45,7 @@ def parse_xml(data: bytes) -> Element:
 
 def _roots(folder: Folder, tag: str, labels: Labels) -> Iterator[tuple[Path, Element]]:
     """Yield the XML files with a root of this name."""
-    for path in folder.with_suffix('.xml'):
+    for path in tqdm(folder.with_suffix('.xml'), 'label files', unit='file', delay=2):
         with labels.leaving_out('damaged label files', folder.name(path)):
             root = parse_xml(path.read_bytes())
             if root.tag == tag:
@@ -74,7 +76,7 @@ def read_voc(folder: Folder) -> Labels | None:
         split = lists.get(path.stem) or folder.split_of(path, folders_only=True)
         name = root.findtext('filename') or ''
         image = (folder.find(path.stem + Path(name).suffix, path, split) or folder.find(name, path, split, loose=True)
-                 or folder.find(path.stem, path, split))
+                 or folder.find(f'{path.stem}.*', path, split))
         if image is None:
             labels.left_out['images missing, or several of this name'].append(folder.name(path))
             continue

@@ -2,6 +2,8 @@
 
 from pathlib import Path, PurePosixPath
 
+from tqdm import tqdm
+
 from deit_detr.datasets.formats.labels import (
     MALFORMED,
     SPLITS,
@@ -24,7 +26,7 @@ def read_yolo(folder: Folder) -> Labels | None:
         return None
     labels = Labels(f'YOLO ({source})', list(dict.fromkeys(names.values())))
     points = _keypoints(config)
-    for path, split in _images(folder, config, labels).items():
+    for path, split in tqdm(_images(folder, config, labels).items(), 'label files', unit='file', delay=2):
         picture = Picture(path, split, relative=True)
         labels.pictures.append(picture)
         file = _label_file(folder, path)
@@ -109,7 +111,7 @@ def _place(folder: Folder, config: dict, value: str) -> Path | None:
 
     path = config.get('path')
     base, own = parts(path if isinstance(path, str) else ''), parts(value)
-    most = len(own) - 2 if value.startswith('/') else 0
+    most = len(own) - (2 if own[-1:] == ['images'] else 1) if value.startswith('/') else 0
     for start in range(len(base) + max(most, 0) + 1):
         for root in (config['file'].parent, folder.root):
             place = root.joinpath(*[*base, *own][start:])
