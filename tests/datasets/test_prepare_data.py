@@ -138,10 +138,10 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path):
     (images / 'kitchen/c.jpg').write_bytes(b'no image')
     draw(root / 'elsewhere/x.jpg', 'x')
     summary = run_prepare(root).summary
-    for text in ('1 boxes of a class number that is not listed', '1 boxes thinner than a pixel',
-                 '1 boxes outside the image', '3 malformed lines, e.g. train/labels/a.txt:6', '1 malformed boxes',
-                 '1 images that are truncated, e.g. train/images/b.jpg', '1 images that cannot be read (',
-                 '1 images that no label file names, e.g. elsewhere/x.jpg'):
+    for text in ('boxes of a class number that is not listed: 1', 'boxes thinner than a pixel: 1',
+                 'boxes outside the image: 1', 'malformed lines: 3, e.g. train/labels/a.txt:6', 'malformed boxes: 1',
+                 'images that are truncated: 1, e.g. train/images/b.jpg', 'images that cannot be read (',
+                 'images that no label file names: 1, e.g. elsewhere/x.jpg'):
         assert text in summary, (text, summary)
     assert 'train: 2 images, 1 of them without boxes, 1 boxes' in summary
 
@@ -160,8 +160,8 @@ def test_coco_with_missing_images_ids_from_0_and_unknown_ids(tmp_path):
         dict(id=75, image_id=0, category_id=5, bbox=[1, 2, 10, 10], iscrowd=1, area=44)]
     write(root / 'annotations/instances_train2017.json', json.dumps(content))
     summary = run_prepare(root).summary
-    for text in ('2 images missing', '1 boxes of a class number that is not listed', '2 malformed boxes',
-                 '1 boxes of an image that is not listed', 'has the id 0, which pycocotools takes for "no match"'):
+    for text in ('images missing, or several of this name: 2', 'boxes of a class number that is not listed: 1', 'malformed boxes: 2',
+                 'boxes of an image that is not listed: 1', 'has the id 0, which pycocotools takes for "no match"'):
         assert text in summary, (text, summary)
     rows = json.loads((tmp_path / 'out/train.json').read_text())['annotations']
     of_first = [row for row in rows if row['image_id'] == 1]
@@ -228,7 +228,7 @@ def test_turned_boxes_and_ellipses_become_the_rectangle_around_them(tmp_path):
     prepared = run_prepare(root)
     boxes = [box for _, box in boxes_by_image(prepared)['train']['d']]
     assert np.allclose(boxes, [[30, 10, 50, 50], [30, 10, 50, 50], [3, 4, 8, 10]], atol=0.01)
-    assert '1 shapes without a box (polyline)' in prepared.summary and '(tag)' in prepared.summary
+    assert 'shapes without a box (polyline): 1' in prepared.summary and '(tag)' in prepared.summary
 
 
 def test_a_turned_box_of_label_studio_turns_around_its_first_corner(tmp_path):

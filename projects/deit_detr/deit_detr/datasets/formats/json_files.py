@@ -114,7 +114,7 @@ def read_labelme(folder: Folder) -> Labels | None:
     files = _pick(folder, labels, dict, 'shapes', 'imagePath')
     if not files:
         return None
-    labels.list_classes(folder.class_list('labels.txt', 'classes.txt'))
+    labels.list_classes(folder.class_list())
     for path, content in files.items():
         with labels.leaving_out('malformed label files', folder.name(path)):
             split = folder.split_of(path, folders_only=True)
@@ -150,7 +150,7 @@ def read_label_studio(folder: Folder) -> Labels | None:
     files = {**_pick(folder, labels, list, 'data', 'annotations'), **{
         path: content for path, content in _pick(folder, Labels(''), list).items()
         if any(_results(task) for task in content if isinstance(task, dict) and 'data' not in task)}}
-    labels.list_classes(folder.class_list('labels.txt', 'classes.txt') if files else [])
+    labels.list_classes(folder.class_list() if files else [])
     several = 0
     for path, tasks in files.items():
         split = folder.split_of(path)

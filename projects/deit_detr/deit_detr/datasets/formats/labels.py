@@ -170,13 +170,17 @@ class Folder:
         unique = len(ranked) == 1 or len(ranked) > 1 and rank(ranked[-1]) > rank(ranked[-2])
         return ranked[-1] if unique else None
 
-    def class_list(self, *names: str) -> list[str]:
-        """Return the lines of the first of some text files with class names; [] if there is none of them."""
+    def lines_of(self, *names: str) -> list[str]:
+        """Return the lines of the file nearest to the root that has one of some names; [] if there is none."""
         for path in sorted(self.files, key=lambda path: len(path.parts)):
             if path.name in names:
-                lines = [line.strip() for line in read_text(path).splitlines()]
-                return [line for line in lines if line and not line.startswith('__') and line != '_background_']
+                return [line.strip() for line in read_text(path).splitlines()]
         return []
+
+    def class_list(self) -> list[str]:
+        """Return the classes in ``labels.txt`` or ``classes.txt``, without labelme's ``__ignore__`` and background."""
+        return [line for line in self.lines_of('labels.txt', 'classes.txt')
+                if line and not line.startswith('__') and line != '_background_']
 
     def json_files(self) -> dict[Path, object]:
         """Return the content of the JSON files; None for those that are damaged. Images inside are dropped."""

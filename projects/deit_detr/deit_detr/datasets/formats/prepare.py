@@ -153,8 +153,11 @@ def prepare(
         raise UserError(f'{out_dir}: holds other files; choose a new folder for --out-dir')
     if not recipe.is_file():
         raise UserError(f'{recipe}: no such recipe')
-    folder = Folder(root, skip=out_dir)
-    labels = read_labels(folder, kind)
+    try:
+        folder = Folder(root, skip=out_dir)
+        labels = read_labels(folder, kind)
+    except OSError as error:  # no permission, for instance
+        raise UserError(f'{error.filename or root}: cannot be read ({error.strerror})') from None
     labels.left_out['images that no label file names'] += map(
         folder.name, sorted(set(folder.images) - {picture.path for picture in labels.pictures}))
     pictures = _measure_all(folder, labels, workers)
@@ -306,7 +309,7 @@ val_evaluator = test_evaluator = dict(ann_file={val_file})
 
 def _left_out(labels: Labels) -> str:
     """Return what is left out, by reason, with the first example of each."""
-    rows = [f'{len(what)} {reason}, e.g. {printable(what[0])[:100]}'
+    rows = [f'{reason}: {len(what)}, e.g. {printable(what[0])[:100]}'
             for reason, what in labels.left_out.items() if what]
     return f'Left out: {"; ".join(rows)}' if rows else ''
 

@@ -70,7 +70,7 @@ def read_voc(folder: Folder) -> Labels | None:
     shift = int(first >= 1)
     labels.notes.append('corners count pixels from 1, as VOC defines them: 1 is subtracted from xmin and ymin' if shift
                         else f'corners count from 0, unlike those of VOC: the smallest xmin or ymin is {first:g}')
-    labels.list_classes(folder.class_list('labels.txt', 'classes.txt'))
+    labels.list_classes(folder.class_list())
     crowds = 0
     for path, root in files:
         split = lists.get(path.stem) or folder.split_of(path, folders_only=True)
@@ -80,8 +80,10 @@ def read_voc(folder: Folder) -> Labels | None:
         if image is None:
             labels.left_out['images missing, or several of this name'].append(folder.name(path))
             continue
-        size = tuple(int(float(root.findtext(f'size/{side}') or 0)) for side in ('width', 'height'))
-        picture = Picture(image, split, size=size if min(size) > 0 else None)
+        picture = Picture(image, split)
+        with labels.leaving_out('malformed sizes', folder.name(path)):
+            size = tuple(int(float(root.findtext(f'size/{side}') or 0)) for side in ('width', 'height'))
+            picture.size = size if min(size) > 0 else None
         labels.pictures.append(picture)
         for node in root.iterfind('object'):
             with labels.leaving_out('malformed boxes', folder.name(path)):

@@ -72,8 +72,8 @@ def _find_names(folder: Folder) -> tuple[str, dict[int, str], dict]:
             except MALFORMED:
                 raise UserError(f'{path}: field "names" has to list the classes, or map numbers to them') from None
     for name in ('classes.txt', 'obj.names'):
-        if names := folder.class_list(name):
-            return name, class_names(names), {}
+        if names := {number: line for number, line in enumerate(folder.lines_of(name)) if line}:
+            return name, names, {}
     return '', {}, {}
 
 
