@@ -160,8 +160,9 @@ def test_coco_with_missing_images_ids_from_0_and_unknown_ids(tmp_path):
         dict(id=75, image_id=0, category_id=5, bbox=[1, 2, 10, 10], iscrowd=1, area=44)]
     write(root / 'annotations/instances_train2017.json', json.dumps(content))
     summary = run_prepare(root).summary
-    for text in ('images missing, or several of this name: 2', 'boxes of a class number that is not listed: 1', 'malformed boxes: 2',
-                 'boxes of an image that is not listed: 1', 'has the id 0, which pycocotools takes for "no match"'):
+    for text in ('images missing, or several of this name: 2', 'boxes of a class number that is not listed: 1',
+                 'malformed boxes: 2', 'boxes of an image that is not listed: 1',
+                 'has the id 0, which pycocotools takes for "no match"'):
         assert text in summary, (text, summary)
     rows = json.loads((tmp_path / 'out/train.json').read_text())['annotations']
     of_first = [row for row in rows if row['image_id'] == 1]
