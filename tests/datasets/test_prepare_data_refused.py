@@ -107,7 +107,7 @@ def twice(root):
     (other_json, 'it holds 3 .json, 1 .jpg'),
     (entities, 'not YOLO .* it holds 1 .jpg, 1 .xml'),
     (yaml_that_runs_code, 'not YOLO'),
-    (no_usable_box, 'no box for train can be used in YOLO .*boxes of a class number that is not listed: 7'),
+    (no_usable_box, 'no box for train can be used in YOLO .*boxes of a class number that is not listed: 5'),
     (two_formats, r'holds COCO and YOLO \(a/data.yaml\); choose one with --format coco or yolo'),
     (twice, 'a.jpg is labelled twice in COCO'),
 ])

@@ -100,7 +100,7 @@ def _images(folder: Folder, config: dict, labels: Labels) -> dict[Path, str]:
             if both := sum(found.get(path, split) != split for path in of_split):
                 labels.notes.append(f'{folder.name(config["file"])}: {both} images of {split} are also in another '
                                     'split, where they stay')
-            found = {**dict.fromkeys(of_split, split), **found}
+            found.update({path: split for path in of_split if path not in found})
     return found or {path: folder.split_of(path, folders_only=True) for path in folder.images}
 
 
