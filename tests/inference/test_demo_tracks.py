@@ -69,6 +69,7 @@ def stream(picture):
     server.server_close()
 
 
+@pytest.mark.slow
 def test_video(demo, tmp_path, picture, capsys):
     pytest.importorskip('trackers', reason='optional')
     write_video(tmp_path / 'clip.mp4', [picture] * 4, 5)
@@ -141,6 +142,7 @@ def test_camera_that_is_not_there(demo):
     assert 'secret' not in str(error.value)
 
 
+@pytest.mark.slow
 def test_stream_reconnects(demo, stream, tmp_path):
     pytest.importorskip('trackers', reason='optional')
     address, connections = stream

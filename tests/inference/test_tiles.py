@@ -54,7 +54,7 @@ def test_small_and_large_things_once_each():
     boxes = [(0, 100, 100, 700, 800)]  # over many tiles
     boxes += [(1, x, y, x + w, y + h) for x, y, w, h in zip(
         range(730, 1150, 70), rng.integers(0, 800, 6), rng.integers(30, 60, 6), rng.integers(30, 70, 6), strict=True)]
-    boxes += [(0, 870, 420, 920, 480), (1, 865, 425, 915, 480)]  # classes in one place
+    boxes += [(0, 870, 600, 920, 660), (1, 865, 605, 915, 660)]  # classes in one place
     for label, x1, y1, x2, y2 in boxes:
         picture[y1:y2, x1:x2, label] = 255
         true.append((f'class{label}', float(x1), float(y1), float(x2), float(y2)))
