@@ -158,14 +158,20 @@ def test_stream_that_stays_away_ends_with_a_sentence(demo, monkeypatch, tmp_path
     """The video so far is kept."""
     pytest.importorskip('trackers', reason='optional')
 
-    class Capture(cv2.VideoCapture):
+    class Capture:  # a subclass of cv2.VideoCapture corrupts memory when it is freed
         pictures = iter([picture] * 2)
 
         def isOpened(self):  # noqa: N802
             return True
 
+        def get(self, _):
+            return -1
+
         def read(self):
             return (True, picture) if next(self.pictures, None) is not None else (False, None)
+
+        def release(self):
+            pass
 
     monkeypatch.setattr(CameraFrames, '_open', lambda self: Capture())
     monkeypatch.setattr(CameraFrames.__init__, '__defaults__', (0.7,))
