@@ -39,7 +39,7 @@ PY
             python -m pip install --disable-pip-version-check --no-build-isolation --no-deps -e "$root"
     }
 
-    # pip would compile the modules of 4 GB one by one, in one process.
+    # pip would compile them in one process. Some packages hold files that no Python compiles: hence `|| true`.
     compile_modules() {
         python -m compileall -qq -j 0 "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
     }

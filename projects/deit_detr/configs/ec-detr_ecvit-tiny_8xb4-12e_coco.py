@@ -6,29 +6,13 @@
     python tools/train.py CONFIG --cfg-options load_from=ecdet-s.pth
 """
 _base_ = [
-    '../../../configs/_base_/models/ec-detr_ecvit-tiny.py',
-    '../../../configs/_base_/datasets/coco_detection.py',
+    '../../../configs/_base_/models/ec-detr_deit-tiny.py',
+    '../../../configs/_base_/backbones/ecvit-tiny.py',
+    '../../../configs/_base_/datasets/coco_square_detection.py',
     '../../../configs/_base_/schedules/detr_12e.py',
     '../../../configs/_base_/default_runtime.py',
 ]
-model = dict(bbox_head=dict(num_classes=80))
-# Square images, as in the published training and evaluation.
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='Resize', scale=(640, 640), keep_ratio=False),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(640, 640), keep_ratio=False),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
-train_dataloader = dict(batch_size=4, pin_memory=True, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-test_dataloader = val_dataloader
+model = dict(backbone=dict(_delete_=True, **_base_.backbone), bbox_head=dict(num_classes=80))
 auto_scale_lr = dict(base_batch_size=32)
 sync_bn = 'torch'  # as published: stem and neck have batch norm, and a GPU has four images
 

@@ -6,7 +6,7 @@
 """
 _base_ = [
     '../../../configs/_base_/models/lw-detr_vit-tiny.py',
-    '../../../configs/_base_/datasets/coco_detection.py',
+    '../../../configs/_base_/datasets/coco_square_detection.py',
     '../../../configs/_base_/schedules/detr_12e.py',
     '../../../configs/_base_/default_runtime.py',
 ]
@@ -21,15 +21,7 @@ train_pipeline = [
     dict(type='RandomChoice', transforms=[[squares], [enlarged, crop, squares]]),
     dict(type='PackDetInputs'),
 ]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(640, 640), keep_ratio=False),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-]
-train_dataloader = dict(batch_size=4, pin_memory=True, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-test_dataloader = val_dataloader
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 auto_scale_lr = dict(base_batch_size=32)
 
 # The published rates. Each layer of the backbone learns slower than the one above.

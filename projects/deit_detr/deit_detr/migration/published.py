@@ -106,8 +106,7 @@ def _check_unchanged(path: Path) -> None:
     Raises:
         UserError: If it differs.
     """
-    with path.open('rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     beside = path.with_name(f'{path.name}.sha256')
     if not beside.is_file():
         write_text(beside, f'{digest}  {path.name}\n')

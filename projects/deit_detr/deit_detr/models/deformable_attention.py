@@ -32,11 +32,8 @@ class PortableDeformableAttention(MultiScaleDeformableAttention):
         for name in ('norm_cfg', 'dropout', 'batch_first', 'im2col_step', 'embed_dims', 'num_levels', 'num_heads',
                      'num_points', 'sampling_offsets', 'attention_weights', 'value_proj', 'output_proj', 'is_init'):
             setattr(self, name, getattr(plain, name))
-
-    @property
-    def points_of_level(self) -> int | Tensor:
-        """Points of each level, by which offsets from a box are divided."""
-        return self.num_points
+        #: Points of each level, by which offsets from a box are divided.
+        self.points_of_level: int | Tensor = plain.num_points
 
     def forward(
         self, query: Tensor, *, reference_points: Tensor, spatial_shapes: Tensor | Sequence[tuple[int, int]],

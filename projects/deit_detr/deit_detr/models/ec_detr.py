@@ -40,13 +40,9 @@ class SharedValueAttention(PortableDeformableAttention):
                 embed_dims, num_heads, len(self.levels), points, dropout=0.0, batch_first=True))
         self.value_proj, self.output_proj = nn.Identity(), nn.Identity()
         points = [[[float(num_points[level])]] for level in self.levels]
-        self.register_buffer('_points_of_level', torch.tensor(points), persistent=False)
+        del self.points_of_level  # one number for all levels
+        self.register_buffer('points_of_level', torch.tensor(points), persistent=False)
         self.init_weights()
-
-    @property
-    def points_of_level(self) -> Tensor:
-        """Points of each level, also where it comes several times, ``(levels, 1, 1)``."""
-        return self._points_of_level
 
     def forward(
         self, query: Tensor, query_pos: Tensor, reference_points: Tensor, value: Tensor,
