@@ -1,10 +1,8 @@
 """The converter against hand-made frames, a slow reference, real photographs, and every kind of bad input."""
 
 import json
-import re
 import shutil
 import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ from pycocotools.coco import COCO
 from deit_detr.errors import UserError
 from deit_detr.scannet.classes import scannet_metainfo
 from deit_detr.scannet.converter import convert
-from deit_detr.scannet.frames import COMBINE_HINT, SCALED_NOTE, UNCHECKED_NOTE, find_segments
+from deit_detr.scannet.frames import SCALED_NOTE, UNCHECKED_NOTE, find_segments
 from tests.helpers.fork_server import start
 from tests.helpers.paths import REPO
 from tests.helpers.scannet_frames import SCENE, SIZE, SPLITS_DIR, instance_map, run, write_frame
@@ -180,7 +178,7 @@ def test_ids_beyond_nyu40_are_listed(root):
 
 def test_nothing_usable_is_an_error(root):
     Image.new('L', SIZE, 1).save(root / SCENE / 'instance/000000.png')
-    with pytest.raises(UserError, match=r'no usable frame in the train split.*instance/000000\.png.*nyu40 \* 1000'):
+    with pytest.raises(UserError, match=r'no usable frame in the train split.*instance/000000\.png.*2d-label-filt'):
         run(root)
     assert [path.name for path in (root.parent / 'out').iterdir()] == ['scannet_objdet_train_problems.txt']
 
@@ -207,10 +205,9 @@ def test_scene_without_frames(root):
         ([], 'no such folder'),
         (['other'], 'no scene of the train split'),
         ([f'{SCENE}/color'], f'{SCENE}: no frames in any scene'),
-        ([f'scans/{SCENE}'], 'scans: this is a raw ScanNetV2 export'),
-        ([f'scans/{SCENE}/instance'], 'frames: no scene of the train split'),
-        ([f'{SCENE}/color', f'{SCENE}/label-filt'], 'label-filt: this is a raw ScanNetV2 export'),
-        ([f'{SCENE}/{SCENE}.sens'], r'\.sens: this is a raw ScanNetV2 export'),
+        ([f'scans/{SCENE}/instance'], f'scans/{SCENE}: no frames in any scene'),
+        ([f'{SCENE}/color', f'{SCENE}/label-filt'], f'{SCENE}: has no {SCENE}_2d-instance-filt.zip, packed'),
+        ([f'{SCENE}/label-filt', f'{SCENE}/instance-filt'], f'{SCENE}: has neither images in color/ nor {SCENE}.sens'),
     ])
 def test_root_that_cannot_be_converted(tmp_path, folders, message):
     for folder in folders:
@@ -280,16 +277,3 @@ def test_command_line(root):
     assert failed.returncode == 2 and failed.stdout == ''
     assert failed.stderr.splitlines()[-1].startswith('error: missing: no such folder')
     assert 'Traceback' not in failed.stderr
-
-
-def test_advice_for_raw_ids_lets_the_last_row_win(tmp_path, monkeypatch):
-    """Some ids of scannetv2-labels.combined.tsv have two NYU40 ids; these are all the rows of three of them."""
-    rows = ['107\tpipe\t40', '188\tshower door\t8', '107\tpipes\t38', '385\tcabinet door\t8',
-            '385\tcabinet doors\t3', '188\tshower doors\t38', '5\tchair\t5']
-    (tmp_path / 'scannetv2-labels.combined.tsv').write_text('\n'.join(['id\traw_category\tnyu40id', *rows]) + '\n')
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    advice = re.search(r'```python\n( +import csv\n.*?)```', (REPO / 'docs/data.md').read_text(), re.DOTALL)
-    exec(textwrap.dedent(advice[1]), names)
-    assert names['nyu40'] == {107: 38, 188: 38, 385: 3, 5: 5}
-    assert 'the last one counts' in COMBINE_HINT and '107 and 188 become 38, 385 becomes 3' in COMBINE_HINT

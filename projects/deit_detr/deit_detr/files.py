@@ -15,12 +15,14 @@ _UNFINISHED = re.compile(r'\.(?P<name>.+)\.(?P<pid>\d+)\.tmp')
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, flush: bool = True) -> Iterator[Path]:
     """Write a file, a folder or a link elsewhere, and move it to its place when the block has succeeded.
 
     Args:
         path: Its place; missing folders are made. What was there before stays if anything fails. A folder can only
             take the place of an empty one.
+        flush: Wait until a file is on the disk. Without, a power cut may leave an empty file: of thousands, the caller
+            can wait once for all.
 
     Yields:
         Path: Where to write it: the same name, in a folder of its own. What killed processes left there for this
@@ -36,7 +38,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         remove_leftovers(path.parent, path.name)
         folder.mkdir()
         yield folder / path.name
-        _flush(folder / path.name)
+        if flush:
+            _flush(folder / path.name)
         os.replace(folder / path.name, path)
     except OSError as error:
         named = None if error.filename is None else Path(os.fsdecode(error.filename))
@@ -54,9 +57,9 @@ def _flush(path: Path) -> None:
             os.fsync(file.fileno())
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
-    with replacing(path) as part:
+def write_bytes(path: str | Path, content: bytes, flush: bool = True) -> None:
+    """Write a file, whole or not at all. ``flush``: see :func:`replacing`."""
+    with replacing(path, flush) as part:
         part.write_bytes(content)
 
 

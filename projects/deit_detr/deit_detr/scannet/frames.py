@@ -18,6 +18,7 @@ from PIL import Image
 
 from deit_detr.images import ImageFileError, decoding, open_image, pixel_problem
 from deit_detr.scannet.classes import STUFF_IDS
+from deit_detr.scannet.zips import Member
 
 #: Largest id of the NYU40 label set.
 MAX_NYU40_ID = 40
@@ -27,11 +28,10 @@ MAX_FRAME_PIXELS = 20_000_000
 #: Folders of a scene and the suffixes of their images, in any case; of several images of one frame, the first is read.
 FOLDERS = dict(color=('.jpg', '.jpeg', '.png'), instance=('.png',), label=('.png',))
 
-#: How to make instance maps like those of scannet_frames_25k from a raw export; the end of several messages.
-COMBINE_HINT = (
-    'map the raw ids of label-filt to NYU40 through scannetv2-labels.combined.tsv (columns id, nyu40id; if an id has '
-    "several rows, the last one counts, as in ScanNet's own script: 107 and 188 become 38, 385 becomes 3), "
-    'then write instance/*.png as 16-bit: nyu40 * 1000 + instance id, and 0 where nyu40 is 0')
+#: What to do instead of exporting maps oneself; the end of several messages.
+RAW_HINT = (
+    'convert the raw download itself: put SCENE_2d-label-filt.zip and SCENE_2d-instance-filt.zip into the scene folder '
+    '(see docs/data.md#raw-scannetv2-scans)')
 
 #: EXIF's field for the orientation of an image.
 _ORIENTATION = 0x0112
@@ -54,7 +54,7 @@ class Problem(NamedTuple):
 class BadFrame(Exception):
     """The frame cannot be used; ``problem`` says why."""
 
-    def __init__(self, kind: str, path: Path, text: str):
+    def __init__(self, kind: str, path: Path | Member | str, text: str):
         super().__init__(text)
         self.problem = Problem(kind, str(path), text)
 
@@ -187,12 +187,16 @@ def read_scene(scene_dir: Path, frame_names: Sequence[str], options: ReadOptions
     return frames
 
 
-def read_color_size(path: Path) -> tuple[int, int]:
+def read_color_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
     """Return width and height of a colour frame, a JPEG or PNG, and check that the file is complete.
 
     An interrupted copy or extraction lacks the end-of-image marker at the end of a JPEG (zeros of padding may follow
     it). Damage in its middle is not found: decoding every JPEG would more than double the time of a conversion. A PNG
     is decoded and its checksums are verified.
+
+    Args:
+        path: The file, or its name in problems.
+        data: Its content. Default: read from ``path``.
 
     Raises:
         BadFrame: If the file is missing, of another format than its suffix says, truncated, has more than 8 bits a
@@ -200,8 +204,9 @@ def read_color_size(path: Path) -> tuple[int, int]:
     """
     kind = 'png' if path.suffix.lower() == '.png' else 'jpeg'
     try:
-        _refuse_endless(path)
-        with path.open('rb') as file, decoding():
+        if data is None:
+            _refuse_endless(path)
+        with path.open('rb') if data is None else io.BytesIO(data) as file, decoding():
             image = open_image(file, ('JPEG', 'PNG'), MAX_FRAME_PIXELS, any_depth=True)
             size, is_png, fault = image.size, image.format == 'PNG', pixel_problem(image)
             if is_png != (kind == 'png'):
@@ -239,11 +244,11 @@ def _refuse_endless(path: Path) -> None:
         raise OSError('not a regular file, or too large for a frame')
 
 
-def read_png(path: Path, size: tuple[int, int], need_16_bit: bool = False) -> tuple[np.ndarray, bool]:
+def read_png(path: Path | Member, size: tuple[int, int], need_16_bit: bool = False) -> tuple[np.ndarray, bool]:
     """Verify the checksums of a single-channel id map and decode it at a given size.
 
     Args:
-        path: An 8-bit or 16-bit PNG.
+        path: An 8-bit or 16-bit PNG, a file or in a zip archive.
         size: Width and height to return; a map of another size is scaled by nearest neighbour.
         need_16_bit: Refuse other maps: the instance map of a raw ScanNetV2 export has 8 bits.
 
@@ -254,7 +259,8 @@ def read_png(path: Path, size: tuple[int, int], need_16_bit: bool = False) -> tu
         BadFrame: If the file is missing, truncated, damaged, or of another kind.
     """
     try:
-        _refuse_endless(path)
+        if isinstance(path, Path):
+            _refuse_endless(path)
         data = path.read_bytes()
         with decoding():
             open_image(io.BytesIO(data), ('PNG',), MAX_FRAME_PIXELS, any_depth=True).verify()
@@ -262,7 +268,7 @@ def read_png(path: Path, size: tuple[int, int], need_16_bit: bool = False) -> tu
         if need_16_bit and not image.mode.startswith('I'):
             raise BadFrame('not-16-bit', path, (
                 f'not a 16-bit instance map as in scannet_frames_25k (Pillow mode {image.mode}). '
-                f'If it is from a raw ScanNetV2 export, {COMBINE_HINT}'))
+                f'If it is from a raw ScanNetV2 scan, {RAW_HINT}'))
         scaled = image.size != size
         with decoding():
             if scaled:
@@ -282,34 +288,56 @@ def _read_segments(
     if scaled:
         frame.notes.append(SCALED_NOTE)
 
-    values, boxes, areas = find_segments(instance_map)
-    semantic = np.where(values < 1000, values, values // 1000)
+    segments = find_segments(instance_map)
+    values, wrong = segments[0], []
+    semantic = _nyu40(values)
     unknown = values[semantic > MAX_NYU40_ID]
     if unknown.size:
-        text = f'ids {unknown[:5].tolist()} are not NYU40 ids and are left out. If they are raw ids, {COMBINE_HINT}'
+        text = f'ids {unknown[:5].tolist()} are not NYU40 ids and are left out. If they are raw ids, {RAW_HINT}'
         frame.problems.append(Problem('unknown-id', str(instance), text))
 
-    keep = np.isin(semantic, list(options.category_ids))
-    plain = values[keep & (values < 1000)]
+    plain = values[np.isin(semantic, list(options.category_ids)) & (values < 1000)]
     if plain.size and (not trusted or not np.isin(plain, STUFF_IDS).all()):
         wrong = _disagreeing(instance_map, plain, label, size)
         if wrong is None:
             frame.notes.append(UNCHECKED_NOTE)
         else:
             trusted = trusted is not False and not wrong
-            keep &= ~np.isin(values, wrong)
         if wrong:
             frame.problems.append(Problem('label-disagrees', str(instance), (
                 f'ids {wrong} are left out: most of their pixels have another id in the label map. Void must '
-                f'be 0, not 0 * 1000 + instance; if this is your own export, {COMBINE_HINT}')))
+                f'be 0, not 0 * 1000 + instance; if this is your own export, {RAW_HINT}')))
+    add_segments(frame, instance_map, segments, options, wrong or ())
+    return trusted
 
+
+def add_segments(
+    frame: Frame, instance_map: np.ndarray, segments: tuple[np.ndarray, np.ndarray, np.ndarray], options: ReadOptions,
+    wrong: Sequence[int] = (),
+) -> None:
+    """Add to a frame the segments that the options keep.
+
+    Args:
+        frame: The frame.
+        instance_map: (H, W), uint16.
+        segments: What :func:`find_segments` returns for it.
+        options: What to keep.
+        wrong: Values to leave out.
+    """
+    values, boxes, areas = segments
+    semantic = _nyu40(values)
+    keep = np.isin(semantic, list(options.category_ids)) & ~np.isin(values, wrong)
     large = areas >= options.min_area
     frame.num_small = int((keep & ~large).sum())
     keep &= large
     rows = zip(values[keep], semantic[keep].tolist(), boxes[keep].tolist(), areas[keep].tolist(), strict=True)
     frame.segments = [Segment(category, box, area, _encode(instance_map == value) if options.with_mask else None)
                       for value, category, box, area in rows]
-    return trusted
+
+
+def _nyu40(values: np.ndarray) -> np.ndarray:
+    """Return the class of each value of an instance map."""
+    return np.where(values < 1000, values, values // 1000)
 
 
 def _disagreeing(instance_map: np.ndarray, plain: np.ndarray, path: Path, size: tuple[int, int]) -> list[int] | None:

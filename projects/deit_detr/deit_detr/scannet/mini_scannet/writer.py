@@ -143,7 +143,7 @@ def _write_scene(task: _SceneTask) -> Counter:
     for index in range(task.frames):
         camera = room.camera(index, task.size, fov)
         light, instance, depth = room.scene.render(camera)
-        instance = _drop_specks(instance)
+        instance = drop_specks(instance)
         label = np.where(instance < 1000, instance, instance // 1000).astype(np.uint8)
         color, quality = develop(light, np.random.default_rng((*seed, 3, index)))
         name = f'{index * FRAME_STEP:06d}'
@@ -160,7 +160,7 @@ def _write_scene(task: _SceneTask) -> Counter:
     return count
 
 
-def _drop_specks(instance: np.ndarray) -> np.ndarray:
+def drop_specks(instance: np.ndarray) -> np.ndarray:
     """Return the instance map (height, width) uint16 with every value that covers too few pixels set to 0."""
     pixels = np.bincount(instance.ravel(), minlength=65536)
     return np.where(pixels[instance] < MIN_VISIBLE_PIXELS, 0, instance).astype(np.uint16)
