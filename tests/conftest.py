@@ -14,7 +14,9 @@ from tests.helpers.paths import REPO, from_shared
 
 gc.disable()  # until all test files are imported
 #: These begin: a test of minutes that starts last keeps everybody waiting.
-FIRST = ('test_readme.py', 'test_distributed.py', 'test_race.py', 'test_import_errors.py', 'test_scripts.py')
+FIRST = (
+    'test_readme.py', 'test_distributed.py', 'test_import_errors.py', 'test_race.py', 'test_scripts.py',
+    'test_tools.py', 'test_recipe_variables.py', 'test_threads.py')
 
 
 def pytest_collection_modifyitems(items):
@@ -32,6 +34,16 @@ def own_logger():
     yield
     if 'mmengine.logging' in sys.modules:
         sys.modules['mmengine.logging'].MMLogger._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def own_visualizers():
+    """Forget mmengine's visualizers after each test: the next run would write into the folder of the first one."""
+    yield
+    if 'mmengine.visualization' in sys.modules:
+        kind = sys.modules['mmengine.visualization'].Visualizer
+        for one in (kind, *kind.__subclasses__()):
+            one._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')

@@ -107,6 +107,15 @@ def test_a_module_that_fails_keeps_its_traceback(tmp_path, monkeypatch):
             read_config(tmp_path / 'config.py')
 
 
+def test_modules_that_options_name_are_imported(folder, monkeypatch):
+    monkeypatch.syspath_prepend(folder)
+    (folder / 'user_three.py').write_text('')
+    assert read_config(folder / 'base.py', {'custom_imports.imports': ['user_three']}).custom_imports
+    assert 'user_three' in sys.modules
+    with pytest.raises(UserError, match='base.py: custom_imports: no module gone_xyz: install it'):
+        read_config(folder / 'base.py', {'custom_imports.imports': ['gone_xyz.b']})
+
+
 def test_what_mmengine_reads_is_read_alike(folder):
     texts = [
         "_base_ = 'base.py'\nimport torch\nx = torch.pi\n",

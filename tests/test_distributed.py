@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.helpers.fork_server import SERVER
 from tests.helpers.paths import REPO
 
 PROCESSES = REPO / 'tests/helpers/processes'
@@ -103,53 +106,41 @@ def wait_for_epoch(epoch: int, work_dir: Path, launcher: subprocess.Popen, secon
         time.sleep(0.1)
 
 
-@pytest.fixture(scope='module')
-def survivor(tmp_path_factory, mini_scannet) -> tuple[Path, dict, str]:
+@pytest.fixture(scope='module', autouse=True)
+def survivor(tmp_path_factory, mini_scannet) -> Iterator[Callable[[], tuple[Path, dict, str]]]:
     """Train two processes on seven images; kill one of them, and later stop one, so that it does not answer.
 
+    They wait for most of a minute. Meanwhile the tests that do not call the result run.
+
     Returns:
-        tuple[Path, dict, str]: The folder of config and run, the environment, and what the run printed.
+        Callable[[], tuple[Path, dict, str]]: Waits for the end and returns the folder of config and run, the
+            environment, and what the run printed.
     """
     folder = tmp_path_factory.mktemp('survivor')
     root = data_root(folder / 'data', mini_scannet, images=7)
     (folder / 'tiny.py').write_text(TINY.format(base=CONFIGS / 'lw-detr_deit-tiny_1xb4-16e_mini-scannet.py'))
     env = dict(MINI_SCANNET_ROOT=f'{root}/', CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
-    with open(folder / 'output.txt', 'w') as output, subprocess.Popen(
-        ['bash', REPO / 'tools/dist_train.sh', 'tiny.py', '2', '--work-dir', 'run'], cwd=folder, stdout=output,
-        stderr=subprocess.STDOUT, env=os.environ | env | dict(MAX_RESTARTS='2')) as launcher:
-        try:
-            for epoch, what in ((1, signal.SIGKILL), (4, signal.SIGSTOP)):
-                wait_for_epoch(epoch, folder / 'run', launcher)
-                os.kill(processes_of(launcher)[1], what)
-            launcher.wait(timeout=300)
-        finally:
-            launcher.kill()
-    output = (folder / 'output.txt').read_text()
-    assert launcher.returncode == 0, output[-6000:]
-    return folder, env, output
+    with open(folder / 'output.txt', 'w') as output:
+        launcher = subprocess.Popen(
+            ['bash', REPO / 'tools/dist_train.sh', 'tiny.py', '2', '--work-dir', 'run'], cwd=folder, stdout=output,
+            stderr=subprocess.STDOUT, env=os.environ | env | dict(MAX_RESTARTS='2'))
 
+    def hurt() -> None:
+        for epoch, what in ((1, signal.SIGKILL), (4, signal.SIGSTOP)):
+            wait_for_epoch(epoch, folder / 'run', launcher)
+            os.kill(processes_of(launcher)[1], what)
 
-def test_dead_and_silent_processes_are_replaced(survivor):
-    _, _, output = survivor
-    assert 'failed (exitcode: -9) local_rank: 1' in output
-    assert 'Timed out waiting 20000ms' in output
-    epochs = re.findall(r'Epoch\(train\) +\[(\d+)\]\[4/4\]', output)  # 7 images for 2 processes are 8
-    assert len(epochs) <= 17 and set(epochs) == {str(epoch) for epoch in range(1, 16)}
+    def end() -> tuple[Path, dict, str]:
+        hurting.result()
+        launcher.wait(timeout=300)
+        output = (folder / 'output.txt').read_text()
+        assert launcher.returncode == 0, output[-6000:]
+        return folder, env, output
 
-
-def test_sharded_evaluation_equals_single_process(survivor, run):
-    """With seven images, two processes evaluate an eighth, which is not counted."""
-    folder, env, output = survivor
-    metrics = [re.search(r'Epoch\(val\) \[15\]\[4/4\] +(coco/.*?) data_time', output)[1].strip()]
-    for name, command in (('one', [sys.executable, 'test.py', 'tiny.py', 'run/epoch_15.pth']),
-                          ('two', ['bash', 'dist_test.sh', 'tiny.py', 'run/epoch_15.pth', '2'])):
-        command[1] = REPO / 'tools' / command[1]
-        output = run(*command, '--work-dir', 'test', '--cfg-options', f'test_evaluator.outfile_prefix={name}',
-                     cwd=folder, **env)
-        metrics.append(re.search(r'Epoch\(test\) \[\d/\d\] +(coco/.*?) data_time', output)[1].strip())
-    assert metrics[0] == metrics[1] == metrics[2]
-    assert float(re.search(r'bbox_mAP: (\S+)', metrics[0])[1]) > 0.05
-    assert (folder / 'one.bbox.json').read_bytes() == (folder / 'two.bbox.json').read_bytes()
+    with launcher, ThreadPoolExecutor() as background:
+        hurting = background.submit(hurt)
+        yield end
+        launcher.terminate()  # where no test has waited for it
 
 
 def test_two_nodes(run, tmp_path, mini_scannet):
@@ -163,3 +154,27 @@ def test_two_nodes(run, tmp_path, mini_scannet):
     sent = int(re.search(r'node 0 sent (\d+) bytes', output)[1])
     # 16 images, 2 processes with 2 each: 4 steps. At the start the weights are sent twice.
     assert sent == pytest.approx((4 + 2) * volume, rel=0.05)
+
+
+def test_dead_and_silent_processes_are_replaced(survivor):
+    _, _, output = survivor()
+    assert 'failed (exitcode: -9) local_rank: 1' in output
+    assert 'Timed out waiting 20000ms' in output
+    epochs = re.findall(r'Epoch\(train\) +\[(\d+)\]\[4/4\]', output)  # 7 images for 2 processes are 8
+    assert len(epochs) <= 17 and set(epochs) == {str(epoch) for epoch in range(1, 16)}
+
+
+def test_sharded_evaluation_equals_single_process(survivor, run):
+    """With seven images, two processes evaluate an eighth, which is not counted."""
+    folder, env, output = survivor()
+    env |= SERVER.shell()
+    metrics = [re.search(r'Epoch\(val\) \[15\]\[4/4\] +(coco/.*?) data_time', output)[1].strip()]
+    for name, command in (('one', [sys.executable, 'test.py', 'tiny.py', 'run/epoch_15.pth']),
+                          ('two', ['bash', 'dist_test.sh', 'tiny.py', 'run/epoch_15.pth', '2'])):
+        command[1] = REPO / 'tools' / command[1]
+        output = run(*command, '--work-dir', 'test', '--cfg-options', f'test_evaluator.outfile_prefix={name}',
+                     cwd=folder, **env)
+        metrics.append(re.search(r'Epoch\(test\) \[\d/\d\] +(coco/.*?) data_time', output)[1].strip())
+    assert metrics[0] == metrics[1] == metrics[2]
+    assert float(re.search(r'bbox_mAP: (\S+)', metrics[0])[1]) > 0.05
+    assert (folder / 'one.bbox.json').read_bytes() == (folder / 'two.bbox.json').read_bytes()

@@ -3,12 +3,14 @@
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 
 from deit_detr.models.vision_transformers import TOO_NEW
+from tests.helpers.fork_server import ForkServer
 from tests.helpers.paths import REPO, TINY_RUN
 
 pytestmark = pytest.mark.slow
@@ -58,39 +60,42 @@ def install(folder: Path, name: str, code: str, version: str | None = None) -> d
     return dict(PYTHONPATH=os.pathsep.join([str(folder), os.environ.get('PYTHONPATH', '')]).strip(os.pathsep))
 
 
-@pytest.fixture(params=TRANSFORMERS)
-def transformers(request, tmp_path) -> tuple[str, str, dict[str, str]]:
-    """Version, error of mmpretrain.models, environment."""
+@pytest.fixture(scope='module', params=TRANSFORMERS)
+def transformers(request, tmp_path_factory) -> Iterator[tuple[str, str, ForkServer]]:
+    """Version, error of mmpretrain.models, and a server that imports this project beside that version."""
     code, error = TRANSFORMERS[request.param]
-    return request.param, error, install(tmp_path / 'packages', 'transformers', code, request.param)
+    packages = tmp_path_factory.mktemp('packages')
+    server = ForkServer(OMP_NUM_THREADS=1, **install(packages, 'transformers', code, request.param))
+    yield request.param, error, server
+    server.end()
 
 
 @pytest.mark.parametrize('transformers', ['5.24.0'], indirect=True)  # the other version is imported in the next tests
 def test_transformers_that_break_mmpretrain(transformers, mini_scannet, run, tmp_path):
-    version, error, env = transformers
-    assert error in run(sys.executable, '-c', 'import mmpretrain.models', status=1, **env), 'a test of nothing'
-    env |= dict(MINI_SCANNET_ROOT=f'{mini_scannet}/', OMP_NUM_THREADS=1)
-    output = run(sys.executable, TOOLS / 'preflight.py', CONFIG, *TINY_RUN, **env)
+    version, error, server = transformers
+    assert error in run(sys.executable, '-c', 'import mmpretrain.models', status=1, **server.own), 'a test of nothing'
+    env = server.shell() | dict(MINI_SCANNET_ROOT=f'{mini_scannet}/')
+    output = run('python', TOOLS / 'preflight.py', CONFIG, *TINY_RUN, **env)
     assert 'FAIL' not in output
 
     config = tmp_path / 'old.py'  # as in configs of version 0.1
     config.write_text(f"_base_ = '{CONFIG}'\ncustom_imports = dict(imports=['mmpretrain.models', 'deit_detr'])\n")
-    run(sys.executable, TOOLS / 'train.py', config, '--work-dir', tmp_path / 'work', *TWO_STEPS, **env)
+    run('python', TOOLS / 'train.py', config, '--work-dir', tmp_path / 'work', *TWO_STEPS, **env)
     output = run(
-        sys.executable, TOOLS / 'test.py', CONFIG, tmp_path / 'work/epoch_1.pth', '--work-dir', tmp_path / 'work',
-        *TINY_RUN, **env)
+        'python', TOOLS / 'test.py', CONFIG, tmp_path / 'work/epoch_1.pth', '--work-dir', tmp_path / 'work', *TINY_RUN,
+        **env)
     assert 'coco/bbox_mAP' in output
 
 
 def test_models_that_were_left_out_say_why(transformers, run):
-    version, _, env = transformers
+    version, _, server = transformers
     build = (
         'import deit_detr\nfrom mmdet.registry import MODELS\n'
         'from mmengine.registry import init_default_scope\ninit_default_scope("mmdet")\n'
         'for name in ("BlipCaption", "RAM"):\n'
         '    try:\n        MODELS.build(dict(type=f"mmpretrain.{name}"))\n'
         '    except Exception as error:\n        print("CAUGHT", error)')
-    _, *messages = run(sys.executable, '-c', build, **env).split('CAUGHT ')
+    _, *messages = run('python', '-c', build, **server.shell()).split('CAUGHT ')
     for name, message in zip(('BlipCaption', 'RAM'), messages, strict=True):
         assert f'mmpretrain.{name} was left out' in message
         assert f'transformers {version} is too new' in message and '4.28 to 4.51' in message

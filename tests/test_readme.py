@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from tests.helpers.fork_server import ForkServer
 from tests.helpers.paths import REPO
 
 SMALL = (
@@ -128,7 +129,8 @@ def checkout(tmp_path_factory, mini_frames) -> Path:
     for name in tracked_files():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPO / name, folder / name)
-    for path in (folder / 'projects/deit_detr/configs').glob('lw-detr_*_mini-scannet.py'):  # those of the quickstart
+    for name in re.findall(r'name=(\w\S+)', (folder / 'tools/quickstart.sh').read_text()):  # with and without download
+        path = folder / f'projects/deit_detr/configs/{name}.py'
         path.write_text(f'{path.read_text()}train_cfg = dict(max_epochs=2, val_interval=1)\n')
     with zipfile.ZipFile(folder / 'scannet_frames_25k.zip', 'w') as archive:
         for path in sorted(mini_frames.rglob('*')):
@@ -137,11 +139,18 @@ def checkout(tmp_path_factory, mini_frames) -> Path:
     return folder
 
 
+@pytest.fixture
+def forked(checkout):
+    """Variables of a shell whose ``python`` has imported the copy's package, which goes before the installed one."""
+    server = ForkServer(PYTHONPATH=checkout / 'projects/deit_detr', CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS=1)
+    yield server.shell()
+    server.end()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_readme_commands_run(checkout, run):
-    # the copy's package goes before the installed one
-    env = dict(PYTHONPATH=checkout / 'projects/deit_detr', CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS=1)
+def test_readme_commands_run(checkout, forked, run):
+    """Those of dist_*.sh and mim start new processes; the others share their imports."""
     ran = 0
     mim = [command for command in commands(REPO / 'docs/train.md') if command.startswith('mim')]
     for command in commands(REPO / 'README.md') + mim:
@@ -149,10 +158,10 @@ def test_readme_commands_run(checkout, run):
             f'README command without an entry in ADAPTED: {command}')
         if start == 'unzip' and not shutil.which('unzip'):
             command = 'python -m zipfile -e scannet_frames_25k.zip .'
+        env = forked
         if start in ('bash tools/dist_train.sh', 'bash tools/dist_test.sh'):
             command = re.sub(r' 8\b', ' 1', command)  # each takes seconds to start; test_distributed.py has several
-        if start == 'bash tools/dist_train.sh':
-            env.pop('OMP_NUM_THREADS', None)
+            env = dict(PYTHONPATH=forked['PYTHONPATH'], CUDA_VISIBLE_DEVICES='')
         if start == 'bash tools/dist_test.sh':
             command = command.replace('epoch_150.pth', 'epoch_1.pth')
             assert os.path.exists(checkout / 'work_dirs/detr_deit-tiny_8xb1-150e_scannet/epoch_1.pth')

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import mmdet
@@ -14,7 +15,7 @@ from mmengine.config import Config
 from mmengine.fileio import dump
 
 from deit_detr import RECIPE_VARIABLES
-from tests.helpers.fork_server import start
+from tests.helpers.fork_server import ForkServer, start
 from tests.helpers.paths import REPO
 
 EMPTY = dict.fromkeys(RECIPE_VARIABLES, '')
@@ -30,6 +31,14 @@ for path in sys.argv[1:]:
 '''
 
 
+@pytest.fixture(scope='module')
+def without_us() -> Iterator[ForkServer]:
+    """A server that has imported mmdet, and not this project."""
+    server = ForkServer(['mmdet.apis'])
+    yield server
+    server.end()
+
+
 def test_every_variable_of_the_recipes_is_known():
     package = REPO / 'projects/deit_detr'
     files = [*(REPO / 'configs').rglob('*.py'), *CONFIGS.rglob('*.py'), *(package / 'deit_detr/migration').glob('*.py')]
@@ -38,11 +47,11 @@ def test_every_variable_of_the_recipes_is_known():
 
 
 @pytest.mark.slow
-def test_configs_take_their_defaults(run):
+def test_configs_take_their_defaults(without_us, run):
     names = [
         'detr_deit-tiny_8xb1-150e_scannet', 'lw-detr_deit-tiny_1xb4-16e_mini-scannet',
         'detr_deit-tiny_8xb1-150e_scannet18', 'dino_deit-tiny_8xb2-12e_coco']
-    output = run(sys.executable, '-c', READ, *(CONFIGS / f'{name}.py' for name in names), own_start=True, **EMPTY)
+    output = run('python', '-c', READ, *(CONFIGS / f'{name}.py' for name in names), **EMPTY, **without_us.shell())
     roots, checkpoints = zip(*(line.split() for line in output.splitlines()[-len(names):]), strict=True)
     assert all(checkpoint.startswith('https://download.openmmlab.com/') for checkpoint in checkpoints)
     assert roots == ('data/scannet-frames/', 'data/mini-scannet/', 'data/scannet-frames-18/', 'data/coco/')
@@ -114,10 +123,12 @@ def test_confusion_matrix_of_mmdet(mini_scannet, run, tmp_path):
     pytest.param(READ, dict(MMDET_DATASETS='/old/', RANK='1'), 0, marks=pytest.mark.slow),
     pytest.param(READ, dict(MMDET_DATASETS='/new/', DEIT_DATASETS='/old/'), 0, marks=pytest.mark.slow),
 ], ids=['ours', "mmdet's", 'second process', 'both'])
-def test_old_name_is_answered_once(code, env, says, unset, run, tmp_path):
+def test_old_name_is_answered_once(code, env, says, unset, without_us, run, tmp_path):
+    """The first case has a new interpreter."""
     (tmp_path / 'own.py').write_text(
         f"_base_ = {str(TEXT)!r}\ntrain_dataloader = dict(dataset=dict(data_root='{{{{$MMDET_DATASETS:data/}}}}'))\n")
-    output = run(sys.executable, '-c', code, TEXT, PURE, 'own.py', own_start=True, **env)
+    shell = {} if says and code == READ else without_us.shell()
+    output = run('python', '-c', code, TEXT, PURE, 'own.py', **env, **shell)
     roots = [line.split()[0] for line in output.splitlines() if line.startswith('/')]
     assert roots == ['/old/', '/old/', env['MMDET_DATASETS']]
     assert output.count(OLD_NAME) == says, output

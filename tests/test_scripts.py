@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from tests.helpers.fork_server import SERVER
 from tests.helpers.paths import REPO, TINY_RUN
 
 TOOLS = REPO / 'tools'
@@ -65,9 +66,10 @@ def test_scannet_launcher_stops_without_gpus_and_stamps_a_run(run, tmp_path, min
     assert '0 GPU(s)' in run('bash', launcher, CONFIG, PATH=path, status=1)
     assert not (tmp_path / 'work_dirs').exists()
 
-    path = fake_nvidia_smi(tmp_path, ['0, 20000', '1, 20000'])  # two "GPUs", which torch does not see: CPU
-    output = run('bash', launcher, CONFIG, *TINY_RUN, 'train_cfg.max_epochs=1', PATH=path,
-                 MINI_SCANNET_ROOT=f'{mini_scannet}/')
+    fake_nvidia_smi(tmp_path, ['0, 20000', '1, 20000'])  # two "GPUs", which torch does not see: CPU
+    shell = SERVER.shell()
+    output = run('bash', launcher, CONFIG, *TINY_RUN, 'train_cfg.max_epochs=1', PYTHON_EXEC=shell['PYTHON_EXEC'],
+                 PATH=f'{tmp_path}{os.pathsep}{shell["PATH"]}', MINI_SCANNET_ROOT=f'{mini_scannet}/')
     assert '2 processes on the CPU, backend gloo' in output
     stamps = (tmp_path / 'work_dirs' / CONFIG.stem / 'RUN-train_scannet_frames.txt').read_text()
     assert stamps.startswith('begin: ') and 'end (status 0): ' in stamps

@@ -7,8 +7,13 @@ launch_processes() {
     local script=$1 processes=$2
     shift 2
     case $processes in '' | *[!0-9]* | 0) fail "GPUS has to be a positive number, not '$processes'" ;; esac
-    local gpus
-    gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+    # Asking PyTorch takes 2 seconds: only where there is a device of NVIDIA, Jetson, WSL or AMD.
+    local gpus=0 device
+    for device in /dev/nvidia* /dev/nvhost* /dev/dxg /dev/kfd; do
+        [ -e "$device" ] || continue
+        gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+        break
+    done
     if [ "$processes" -gt "$gpus" ]; then
         echo "$processes processes, $gpus GPUs: running on the CPU with gloo"
         export CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + processes - 1) / processes))}

@@ -13,7 +13,7 @@ if [ "${DEIT_CHECKPOINT:-}" ]; then DEIT_CHECKPOINT=$(realpath "$DEIT_CHECKPOINT
 cd "$(dirname "$0")/.."
 
 configs=projects/deit_detr/configs
-name=lw-detr_deit-tiny_1xb4-16e_mini-scannet
+name=ec-detr_deit-tiny_1xb4-16e_mini-scannet
 data=data/mini-scannet
 begin=$SECONDS
 say() { printf '\n[%d:%02d] %s\n' $(((SECONDS - begin) / 60)) $(((SECONDS - begin) % 60)) "$1"; }

@@ -39,10 +39,12 @@ PY
             python -m pip install --disable-pip-version-check --no-build-isolation --no-deps -e "$root"
     }
 
-    # pip would compile them in one process. Some packages hold files that no Python compiles: hence `|| true`.
-    compile_modules() {
-        python -m compileall -qq -j 0 "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
-    }
+    # compile_modules [PACKAGE...]: pip would use one process, and compile the packages' tests. Some packages hold
+    # files that no Python compiles: hence `|| true`.
+    compile_modules() (
+        cd "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+        nice python -m compileall -qq -j 0 -x '/tests/' "${@:-.}" || true
+    )
 
     # step TITLE COMMAND...: run quietly into the log, with the time gone by and what pip is at.
     step() {
@@ -88,13 +90,16 @@ PY
         return 0
     fi
 
+    local free pip=(python -m pip install --disable-pip-version-check --no-compile)
     if ! python -c 'import torch' 2>/dev/null; then
-        local free
-        free=$(df -Pk "$venv" | awk 'NR == 2 {print int($4 / 1048576)}')
-        [ "$free" -ge 10 ] || { fail "$free GB free in $venv, 10 GB needed: free some disk or set VENV to another place"; return 1; }
+        free=$(df -Pk "$venv" | awk 'NR == 2 {print int($4 * 1024 / 1e9)}')
+        [ "$free" -ge 8 ] || { fail "$free GB free in $venv, 8 GB needed: free some disk or set VENV to another place"; return 1; }
+        [ "$free" -ge 10 ] || pip+=(--no-cache-dir)  # of 1.8 GB
     fi
-    local pip=(python -m pip install --disable-pip-version-check --no-compile)
-    step 'PyTorch, OpenMMLab and the rest (1 to 3 minutes)' "${pip[@]}" -r "$root/requirements/runtime.txt" -r "$root/requirements/tests.txt" || return 1
+    # PyTorch first: its wheels, the largest, are gone when the others are unpacked, and meanwhile it is compiled.
+    step 'PyTorch (1 to 2 minutes)' "${pip[@]}" -c "$root/requirements/runtime.txt" torch torchvision || return 1
+    compile_modules torch sympy >>"$log" 2>&1 &
+    step 'OpenMMLab and the rest (1 minute)' "${pip[@]}" -r "$root/requirements/runtime.txt" -r "$root/requirements/tests.txt" || return 1
     step 'mim, for mim train mmdet' "${pip[@]}" --no-deps -r "$root/requirements/mim.txt" || return 1
     step "mmcv's operators and this project" install_project || return 1
     step 'byte code' compile_modules || return 1

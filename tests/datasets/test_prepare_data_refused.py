@@ -14,10 +14,9 @@ from tests.helpers.paths import REPO
 
 #: Makes the training of the written config small.
 SMALL = (
-    'model.encoder.num_layers=1', 'model.decoder.num_layers=1', 'model.num_queries=100',
     'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0',
     'val_dataloader.persistent_workers=False', 'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1',
-    'model.backbone.init_cfg=None', 'train_dataloader.dataset.pipeline.3.transforms.0.0.scales=[(128,192)]',
+    'train_dataloader.dataset.pipeline.3.transforms.0.0.scales=[(128,192)]',
     'train_dataloader.dataset.pipeline.3.transforms.1.2.scales=[(128,192)]',
     'val_dataloader.dataset.pipeline.1.scale=(192,128)')
 
@@ -28,6 +27,12 @@ def nothing(root):
 
 def images_only(root):
     draw(root / 'a.jpg', 'a')
+
+
+def pipes(root):
+    images_only(root)
+    for name in ('b.jpg', 'a.json', 'a.xml', 'data.yaml'):
+        os.mkfifo(root / name)  # nobody writes: a reader would wait
 
 
 def archive(root):
@@ -98,6 +103,7 @@ def twice(root):
 @pytest.mark.parametrize('make, message', [
     (nothing, 'not YOLO with data.yaml, .*: it holds no files'),
     (images_only, 'it holds 1 .jpg; there are images only, and no labels'),
+    (pipes, 'it holds 1 .jpg; there are images only, and no labels'),
     (archive, 'unpack the archives first'),
     (parquet, 'images and labels have to be single files'),
     (scannet, 'for ScanNet use tools/dataset_converters/scannet2coco.py'),
@@ -119,6 +125,27 @@ def test_other_folders_get_a_sentence_and_nothing_is_written(tmp_path, monkeypat
         run_prepare(tmp_path / 'in')
     assert '\n' not in str(error.value)
     assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_folders_that_cannot_be_read(tmp_path, monkeypatch):
+    yolo(tmp_path / 'in')
+    (tmp_path / 'in/private').mkdir()
+    true, locked = os.scandir, set()
+
+    def scandir(path):
+        if not isinstance(path, int) and os.path.relpath(path, tmp_path) in locked:
+            raise PermissionError(13, 'Permission denied', str(path))
+        return true(path)
+
+    monkeypatch.setattr(os, 'scandir', scandir)  # modes do not hold for root
+    locked.add('in/private')
+    assert 'folders that cannot be read: 1, e.g. private' in run_prepare(tmp_path / 'in').summary
+    for folders, message in ((('in/train', 'in/valid'), 'it holds 1 .yaml; private cannot be read'),
+                             (('in',), 'in: cannot be read .Permission denied')):
+        locked.update(folders)
+        with pytest.raises(UserError, match=message):
+            run_prepare(tmp_path / 'in', tmp_path / 'new')
+    assert not (tmp_path / 'new').exists()
 
 
 def test_folders_of_results_that_are_refused(tmp_path):
@@ -175,9 +202,10 @@ def test_links_that_go_in_circles_and_aliases_that_explode(tmp_path):
 @pytest.mark.slow
 def test_two_commands_from_a_folder_to_a_training(tmp_path, run):
     yolo(tmp_path / 'in')
-    recipe = tmp_path / 'recipe.py'  # the preflight needs no weights then
+    recipe = tmp_path / 'recipe.py'  # the preflights need no weights and little time then
     write(recipe, f"_base_ = '{REPO}/projects/deit_detr/configs/dino_deit-tiny_8xb2-12e_coco.py'\n"
-          'model = dict(backbone=dict(init_cfg=None))\n')
+          'few = dict(num_layers=1)\n'
+          'model = dict(backbone=dict(init_cfg=None), encoder=few, decoder=few, num_queries=100)\n')
     printed = run('python', REPO / 'tools/prepare_data.py', 'in', '--out-dir', 'data/own', '--recipe', recipe)
     assert 'YOLO (data.yaml), 3 classes: spoon, cup, fork' in printed
     assert 'all 5 lie in their images' in printed and ' FAIL ' not in printed

@@ -24,6 +24,7 @@ from deit_detr.engine.start.fields import check_fields
 from deit_detr.engine.start.findings import FAIL, OK, UNKNOWN, WARN, run_check
 from deit_detr.engine.start.preflight import build_runner, check_config
 from deit_detr.errors import UserError
+from tests.helpers.fork_server import SERVER
 from tests.helpers.paths import REPO, TINY_RUN
 
 CONFIGS = REPO / 'projects/deit_detr/configs'
@@ -108,10 +109,10 @@ def test_hook_stops_all_processes(frames, run, tmp_path):
     (next((frames / 'train').glob('**/*.jpg'))).unlink()
     options = [option for option in TINY_RUN if 'init_cfg' not in option]
     output = run(
-        sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', 2,
+        'python', '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', 2,
         REPO / 'tools/train.py', DETR, '--work-dir', tmp_path, '--launcher', 'pytorch', *options,
         'model.backbone.init_cfg.checkpoint=missing.pth', status=1, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS=1,
-        timeout=300)
+        timeout=300, **SERVER.shell())
     assert output.count('error: 3 of 17 checks before training failed:') == 2
     assert output.count('train images: 1 of 16 images missing or empty') == 2, 'an error in each process'
     assert 'pretrained: missing.pth: no such checkpoint file' in output

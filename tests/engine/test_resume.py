@@ -293,7 +293,7 @@ def test_settings_of_the_config_are_applied_on_demand(uninterrupted, tmp_path):
     words = read_log(tmp_path / 'kept')
     for field, name, old, new in (
             ('optim_wrapper.optimizer', 'lr', 0.0004, 0.001), ('optim_wrapper.optimizer', 'weight_decay', 0.0001, 0.5),
-            ('param_scheduler.0', 'end', 50, 6), ('param_scheduler.1', 'milestones', [12], [1])):
+            ('param_scheduler.0', 'end', 50, 6), ('param_scheduler.1', 'milestones', [14], [1])):
         line = f'{field}: {name} stays {old}, the config has {new}'
         assert words.index(line) < words.index('Epoch(train)')
 

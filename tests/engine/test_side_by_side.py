@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from tests.helpers.tiny_training import tiny_config
+from tests.helpers.tiny_training import close_workers, tiny_config
 
 pytestmark = pytest.mark.slow
 
@@ -187,6 +187,7 @@ def trained(cfg: Config) -> tuple:
     runner = Runner.from_cfg(cfg)
     runner.register_hook(watch)
     runner.train()
+    close_workers(runner)
     folder = Path(cfg.work_dir)
     scalars = [json.loads(line) for path in folder.glob('*/vis_data/scalars.json') for line in path.open()]
     files = {re.sub('-[0-9a-f]{8}', '', path.name) for path in folder.glob('*.pth')

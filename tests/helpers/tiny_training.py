@@ -96,7 +96,15 @@ def train(cfg: Config, interrupt: InterruptHook | None = None) -> StepLog:
         runner.train()
     except SystemExit as end:
         log.status = end.code
+    close_workers(runner)
     return log
+
+
+def close_workers(runner: Runner) -> None:
+    """End workers that are kept. When garbage is collected, PyTorch waits for 5 seconds for each of them."""
+    workers = getattr(runner.train_loop.dataloader, '_iterator', None)
+    if workers:
+        workers._shutdown_workers()
 
 
 def read_log(work_dir: Path) -> str:

@@ -7,8 +7,6 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import cv2
 import numpy as np
@@ -17,6 +15,7 @@ import pytest
 from deit_detr.errors import UserError
 from deit_detr.inference.camera import CameraFrames, camera_source, in_real_time, until_interrupted
 from deit_detr.inference.video import VideoFrames, write_video
+from tests.helpers.cameras import camera
 from tests.helpers.paths import REPO
 
 
@@ -40,33 +39,11 @@ def picture(mini_frames) -> np.ndarray:
     return cv2.imread(str(next(mini_frames.glob('*/color/*.jpg'))))
 
 
-@pytest.fixture
-def stream(picture):
-    """A camera at an address that hangs up after three pictures, the first time; and the list of its connections."""
-    connections = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802
-            connections.append(self.path)
-            self.send_response(200)
-            self.send_header('Content-Type', 'multipart/x-mixed-replace; boundary=part')
-            self.end_headers()
-            data = cv2.imencode('.jpg', picture)[1].tobytes()
-            with suppress(OSError):  # the client leaves
-                for _ in range(3 if len(connections) == 1 else 1000):
-                    self.wfile.write(b'--part\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n' % len(data))
-                    self.wfile.write(data + b'\r\n')
-                    self.wfile.flush()
-                    time.sleep(0.05)
-
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f'http://user:secret@127.0.0.1:{server.server_port}/room.mjpg', connections
-    server.shutdown()
-    server.server_close()
+@pytest.fixture(params=['http', 'rtsp'])
+def stream(request, picture):
+    """A camera at an address with a password, which hangs up after a few pictures; and the list of its connections."""
+    with camera(request.param, picture) as served:
+        yield served
 
 
 @pytest.mark.slow
@@ -152,6 +129,7 @@ def test_stream_reconnects(demo, stream, tmp_path):
     assert 'secret' not in video.name and len(VideoFrames(video)) >= 1
     times = [json.loads(line)['seconds'] for line in lines.read_text().splitlines()]
     assert len(times) == 5 and times == sorted(set(times)) and len(connections) > 1
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith('reader of')]
 
 
 def test_stream_that_stays_away_ends_with_a_sentence(demo, monkeypatch, tmp_path, picture):

@@ -79,6 +79,15 @@ def test_numbers_stay():
     assert 'class7' not in ids_of(tracker(sample_of([[100, 100, 110, 110]], [7], [0.2]))), 'low scores start nothing'
 
 
+def test_doubles_count_once():
+    """Several queries of a detector may find an object."""
+    tracker = Tracker(10)
+    boxes = [[41, 31, 81, 91], [40, 30, 80, 90], [40, 30, 80, 60]]
+    for _ in range(2):
+        found = tracker(sample_of(boxes, [3, 3, 3], [0.6, 0.9, 0.5])).pred_instances
+    assert found.bboxes.tolist() == boxes[1:] and found.instances_id.tolist() == [1, 2]
+
+
 def test_time_of_a_camera():
     """Seconds decide what is forgotten, not the number of frames."""
     for gap, number in ((0.5, 1), (5, 2)):

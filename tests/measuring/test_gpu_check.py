@@ -25,6 +25,7 @@ from deit_detr.measuring.gpu_check.rows import (
     side_by_side,
 )
 from deit_detr.measuring.gpu_check.setting import FAMILIES, Setting, variables
+from tests.helpers.fork_server import SERVER
 from tests.helpers.paths import REPO
 
 SCRIPT = REPO / 'tools/misc/check_gpu.py'
@@ -216,9 +217,11 @@ def test_memory_is_compared(setting, monkeypatch, peak, passes):
 
 
 @pytest.mark.slow
-def test_commands_train_and_load(setting, tmp_path):
+def test_commands_train_and_load(setting, tmp_path, monkeypatch):
     made = commands.Commands(setting, tmp_path)
-    with variables(setting.environment | dict(OMP_NUM_THREADS='1')):
+    shell = SERVER.shell() if not torch.cuda.is_available() else {}
+    monkeypatch.setattr(sys, 'executable', shell.get('PYTHON_EXEC', sys.executable))
+    with variables(setting.environment | dict(OMP_NUM_THREADS='1') | shell):
         assert run_check(Check('a', made.resume)).status == SKIPPED, 'no checkpoint yet'
         row = run_check(Check('a', made.train))
         assert row.status == OK, row

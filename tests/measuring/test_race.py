@@ -20,7 +20,7 @@ from deit_detr.datasets.augmentation import Augmentation
 from deit_detr.errors import UserError
 from deit_detr.measuring import race, race_report
 from deit_detr.measuring.budget import BudgetTrainLoop
-from tests.helpers.fork_server import start
+from tests.helpers.fork_server import SERVER, start
 from tests.helpers.paths import REPO, TINY_RUN
 
 CONFIG = REPO / 'projects/deit_detr/configs/detr_deit-tiny_1xb8-50e_mini-scannet.py'
@@ -160,7 +160,7 @@ def raced(mini_scannet, tmp_path_factory):
     result = start(
         sys.executable, '-W', 'ignore', REPO / 'tools/analysis_tools/race.py', CONFIG, 'broken.py', '--full', CONFIG,
         '--minutes', '0.03', '--evals', '2', '--out', 'out', *TINY_RUN, 'train_cfg.max_epochs=1',
-        cwd=folder, env=dict(MINI_SCANNET_ROOT=f'{mini_scannet}/', FORK_SPAWNED=1), merged=False)
+        cwd=folder, env=SERVER.shell() | dict(MINI_SCANNET_ROOT=f'{mini_scannet}/', FORK_SPAWNED=1), merged=False)
     return folder / 'out', result
 
 

@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
+from mmengine.utils import import_modules_from_strings
 
 from deit_detr.errors import UserError
 
@@ -63,7 +64,18 @@ def read_config(path: str | Path, options: dict | None = None) -> Config:
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(
                 f'{path}: --cfg-options {" ".join(options)} do not fit the config: {_words(error)}') from error
+        if any(key.split('.')[0] == 'custom_imports' for key in options):
+            _import_modules(cfg._cfg_dict, path)  # mmengine imports only those that the file names
     return cfg
+
+
+def _import_modules(cfg_dict: dict, path: str | Path) -> None:
+    try:
+        import_modules_from_strings(**cfg_dict['custom_imports'])
+    except ImportError as error:
+        if (sentence := _Failure(error, path).explain()) is None:
+            raise
+        raise UserError(sentence) from error
 
 
 def recipe_path(name: str) -> Path:
@@ -106,7 +118,7 @@ def _name_of(path: str) -> str:
 
 
 class _Failure:
-    """An error of ``Config.fromfile``, with the file that was being read and the calls that led to it."""
+    """An error while a config is read, with the file that was being read and the calls that led to it."""
 
     def __init__(self, error: Exception, path: str | Path) -> None:
         self.error, self.path, self.words = error, os.path.abspath(path), _words(error)

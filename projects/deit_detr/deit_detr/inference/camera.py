@@ -61,7 +61,8 @@ class CameraFrames:
 
     def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
         """Yield the time in seconds, which increases, and the picture, BGR uint8 ``(height, width, 3)``."""
-        threading.Thread(target=self._read, daemon=True).start()
+        reader = threading.Thread(target=self._read, name=f'reader of {self.name}', daemon=True)
+        reader.start()
         size = None
         try:
             while not self._stop.is_set():
@@ -74,6 +75,7 @@ class CameraFrames:
                 raise UserError(self.problem) from None
         finally:
             self._stop.set()
+            reader.join(_TIMEOUT + 2)  # a thread that returns from OpenCV while Python ends aborts the process
 
     def _open(self) -> cv2.VideoCapture:
         if isinstance(self._source, int):

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 
@@ -61,10 +61,10 @@ def track_camera(
 
     The video repeats and drops pictures so that it keeps the time of the camera.
     """
-    with until_interrupted() as stopped:
+    with until_interrupted() as stopped, closing(iter(camera)) as pictures:
 
         def named() -> Iterator[tuple[str, float, np.ndarray]]:
-            for index, (seconds, frame) in enumerate(islice(camera, frames)):
+            for index, (seconds, frame) in enumerate(islice(pictures, frames)):
                 yield str(index), seconds, frame
                 if stopped.is_set():
                     return

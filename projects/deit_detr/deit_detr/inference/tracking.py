@@ -12,6 +12,7 @@ import torch
 from matplotlib.font_manager import FontProperties, findfont
 from mmdet.structures import DetDataSample
 from PIL import Image, ImageDraw, ImageFont
+from torchvision.ops import batched_nms
 
 from deit_detr.errors import UserError
 from deit_detr.fonts import find_fonts
@@ -19,6 +20,8 @@ from deit_detr.inference.detector import Detector, ImageInput
 
 #: Detections below the threshold, down to this score, continue a track and start none.
 LOW_SCORE = 0.1
+#: IoU above which boxes of one class are one object, found by several queries: each would get a number.
+_DOUBLE = 0.7
 #: Seconds after which an object that is no longer seen is forgotten: it gets a new number when it returns.
 _LOST_AFTER = 2.0
 #: Seconds over which the rate of frames is taken.
@@ -64,6 +67,7 @@ class Tracker:
             which it is found.
         """
         found = sample.pred_instances
+        found = found[batched_nms(found.bboxes, found.scores, found.labels, _DOUBLE)]
         boxes, labels = found.bboxes.numpy().astype(np.float64).reshape(-1, 4), found.labels.numpy()
         self._apart = self._apart or 4.0 * max(sample.ori_shape)
         tracked = self._tracker.update(self._detections(

@@ -94,7 +94,7 @@ class Labels:
 
 
 class Folder:
-    """The files of a folder, without hidden ones and without the folder of the results.
+    """The files of a folder, without hidden ones, pipes and devices, and without the folder of the results.
 
     Args:
         root: The folder.
@@ -102,6 +102,7 @@ class Folder:
 
     Raises:
         UserError: If there is no such folder.
+        OSError: If it cannot be read. Folders in it that cannot be read are listed in ``unreadable``.
     """
 
     def __init__(self, root: Path, skip: Path | None = None) -> None:
@@ -110,12 +111,20 @@ class Folder:
                             'holds images and labels, unpacked')
         self.root = root
         self.files: list[Path] = []
+        self.unreadable: list[str] = []
+
+        def failed(error: OSError) -> None:
+            if Path(error.filename) == root:
+                raise error
+            self.unreadable.append(self.name(Path(error.filename)))
+
         seen = {os.path.realpath(skip)} if skip else set()
-        for folder, folders, names in os.walk(root, followlinks=True):  # images are often linked
+        for folder, folders, names in os.walk(root, onerror=failed, followlinks=True):  # images are often linked
             real = os.path.realpath(folder)
             folders[:] = [] if real in seen else sorted(n for n in folders if not n.startswith(('.', '__MACOSX')))
             if real not in seen:
-                self.files += [Path(folder, name) for name in sorted(names) if not name.startswith('.')]
+                paths = [Path(folder, name) for name in sorted(names) if not name.startswith('.')]
+                self.files += [path for path in paths if path.is_file()]  # a pipe would keep a reader waiting
             seen.add(real)
         self.images = [path for path in self.files if path.suffix.lower() in IMAGE_SUFFIXES]
         self._known = set(self.files)

@@ -83,7 +83,9 @@ def _why_unknown(folder: Folder, kind: str | None) -> str:
     kinds = Counter(path.suffix.lower() or 'no ending' for path in folder.files)
     held = ', '.join(f'{count} {suffix}' for suffix, count in kinds.most_common(4))
     hint = ''
-    if kinds.keys() & {'.zip', '.tar', '.gz', '.tgz', '.7z', '.rar'}:
+    if folder.unreadable:
+        hint = f'; {folder.unreadable[0]} cannot be read'
+    elif kinds.keys() & {'.zip', '.tar', '.gz', '.tgz', '.7z', '.rar'}:
         hint = '; unpack the archives first'
     elif kinds.keys() & {'.yaml', '.yml'} or any(path.name in ('classes.txt', 'obj.names') for path in folder.files):
         hint = ('; YOLO needs a label file for an image: a text file of its name, beside it or in labels/ in place of '
@@ -158,6 +160,7 @@ def prepare(
         labels = read_labels(folder, kind)
     except OSError as error:  # no permission, for instance
         raise UserError(f'{error.filename or root}: cannot be read ({error.strerror})') from None
+    labels.left_out['folders that cannot be read'] += folder.unreadable
     labels.left_out['images that no label file names'] += map(
         folder.name, sorted(set(folder.images) - {picture.path for picture in labels.pictures}))
     pictures = _measure_all(folder, labels, workers)
@@ -233,8 +236,8 @@ def split_pictures(
     else:
         rest += splits['train'] + splits['val']
         if len(rest) < 2:
-            raise UserError(f'{len(rest)} usable images in {labels.kind}: at least one for training and one for '
-                            f'validation are needed. {_left_out(labels)}')
+            raise UserError(f'usable images in {labels.kind}: {len(rest)}; at least one for training and one for '
+                            f'validation are needed. {_left_out(labels)}'.rstrip())
         by_hash = defaultdict(list)
         for row in rest:
             digest = hashlib.blake2b(row[0].path.read_bytes(), digest_size=8).digest()
