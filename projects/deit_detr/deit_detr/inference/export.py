@@ -141,7 +141,9 @@ class OnnxGraph(nn.Module):
         return torch.cat(corners, -1), scores, labels, *selection.noted
 
 
-def export_onnx(config: str | Path, checkpoint: str | Path, out: str | Path, int8: bool = False) -> Exported:
+def export_onnx(
+    config: str | Path, checkpoint: str | Path, out: str | Path, int8: bool = False, attention: str = 'fused',
+) -> Exported:
     """Export a trained detector to an ONNX file with dynamic batch, height and width.
 
     ONNX Runtime and PyTorch are compared on seeded images of two sizes, one of them in a batch of two; the file is
@@ -152,6 +154,7 @@ def export_onnx(config: str | Path, checkpoint: str | Path, out: str | Path, int
         checkpoint: Its checkpoint.
         out: File to write, ``*.onnx``. An existing file is replaced; missing folders are made.
         int8: Whether to store the weights of the linear layers in 8 bits (``quantize_dynamic``).
+        attention: ``fused``, one operator, or ``plain``, operators of the ONNX standard.
 
     Returns:
         Exported: Size and differences.
@@ -173,7 +176,7 @@ def export_onnx(config: str | Path, checkpoint: str | Path, out: str | Path, int
     metadata = _metadata(detector, cfg, checkpoint, int8)
     with replacing(out) as part:
         traced = part.with_suffix('.float32.onnx')
-        _trace(detector, traced, config)
+        _trace(detector, traced, config, attention == 'fused')
         boxes, scores = _check(detector, traced, out)
         if int8:
             _quantize(detector, traced, part)
@@ -224,7 +227,7 @@ def _resize(cfg: Config) -> tuple[tuple[int, int], bool]:
     return (scale, scale) if isinstance(scale, int) else tuple(scale), bool(resize['keep_ratio'])
 
 
-def _trace(detector: Detector, path: Path, config: str | Path) -> None:
+def _trace(detector: Detector, path: Path, config: str | Path, fused: bool = True) -> None:
     """Write the traced graph to a file."""
     pixels = _pixels(detector, _scene(*CHECKED_SIZES[0]))
     dynamic = {name: {0: 'batch'} for name in _TENSORS}
@@ -235,7 +238,7 @@ def _trace(detector: Detector, path: Path, config: str | Path) -> None:
         try:
             # dynamo=True, the newer exporter, also works, but took 25 s instead of 1 s (docs/deploy.md)
             torch.onnx.export(
-                OnnxGraph(detector.model), (torch.from_numpy(pixels[None]),), str(path), dynamo=False,
+                OnnxGraph(detector.model, fused), (torch.from_numpy(pixels[None]),), str(path), dynamo=False,
                 opset_version=OPSET, input_names=_TENSORS[:1], output_names=_TENSORS[1:], dynamic_axes=dynamic)
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, NotImplementedError) as error:
             raise UserError(
