@@ -22,13 +22,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', default='model.onnx', help='file to write (default: model.onnx)')
     parser.add_argument(
         '--int8', action='store_true', help='store linear layers in 8 bits: a smaller file, a lower AP')
+    parser.add_argument(
+        '--attention', choices=('fused', 'plain'), default='fused',
+        help='one operator of ONNX Runtime, OpenVINO and onnxruntime-web (default), or operators of the standard, for '
+             'other runtimes: more memory')
     return parser.parse_args()
 
 
 def main() -> None:
     """Export the detector and print the differences from PyTorch."""
     args = parse_args()
-    exported = export_onnx(args.config, args.checkpoint, args.out, args.int8)
+    exported = export_onnx(args.config, args.checkpoint, args.out, args.int8, attention=args.attention)
     print(f'{args.out}: {exported.megabytes:.1f} MB, {"int8" if args.int8 else "float32"}; batch, height and width are '
           'dynamic')
     print(f'{"before quantization, " if args.int8 else ""}ONNX Runtime and PyTorch differ by '

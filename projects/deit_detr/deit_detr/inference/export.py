@@ -24,6 +24,7 @@ from deit_detr.config_file import read_config
 from deit_detr.errors import UserError
 from deit_detr.files import replacing
 from deit_detr.inference.detector import Detector, load, quiet
+from deit_detr.inference.onnx_operators import GraphOperators, use_sdpa
 from deit_detr.models.attention import replace_attention
 from deit_detr.models.fast_detr_head import best_detections
 from deit_detr.models.preprocessor import FastDataPreprocessor
@@ -87,12 +88,15 @@ class OnnxGraph(nn.Module):
 
     Args:
         model (DetectionTransformer): The detector; it is copied.
+        fused (bool): Whether attention is one operator.
     """
 
-    def __init__(self, model: DetectionTransformer) -> None:
+    def __init__(self, model: DetectionTransformer, fused: bool = True) -> None:
         super().__init__()
+        self.fused = fused
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         replace_attention(self.model)  # in evaluation nn.MultiheadAttention uses an operator that ONNX does not have
+        use_sdpa(self.model)
         # this padding uses math.ceil, which tracing would turn into a constant; ECViT's stem has none
         patches = self.model.backbone.patch_embed
         self.patch_size = patches.projection.kernel_size if getattr(patches, 'adaptive_padding', None) else (1, 1)
@@ -126,7 +130,7 @@ class OnnxGraph(nn.Module):
         # not a DetDataSample, which copies its values; one is enough for a batch without padding
         samples = [types.SimpleNamespace(
             img_shape=(height, width), batch_input_shape=(height, width), metainfo=dict())]
-        with _Selection() as selection:
+        with GraphOperators(self.fused), _Selection() as selection:
             head_inputs = self.model.forward_transformer(self.model.extract_feat(x), samples)
         logits, boxes = self.model.bbox_head.predict(**head_inputs, batch_data_samples=samples, rescale=False)
         scores, labels, index = best_detections(self.model.bbox_head, logits, self.max_per_img)
@@ -137,7 +141,9 @@ class OnnxGraph(nn.Module):
         return torch.cat(corners, -1), scores, labels, *selection.noted
 
 
-def export_onnx(config: str | Path, checkpoint: str | Path, out: str | Path, int8: bool = False) -> Exported:
+def export_onnx(
+    config: str | Path, checkpoint: str | Path, out: str | Path, int8: bool = False, attention: str = 'fused',
+) -> Exported:
     """Export a trained detector to an ONNX file with dynamic batch, height and width.
 
     ONNX Runtime and PyTorch are compared on seeded images of two sizes, one of them in a batch of two; the file is
@@ -148,6 +154,7 @@ def export_onnx(config: str | Path, checkpoint: str | Path, out: str | Path, int
         checkpoint: Its checkpoint.
         out: File to write, ``*.onnx``. An existing file is replaced; missing folders are made.
         int8: Whether to store the weights of the linear layers in 8 bits (``quantize_dynamic``).
+        attention: ``fused``, one operator, or ``plain``, operators of the ONNX standard.
 
     Returns:
         Exported: Size and differences.
@@ -169,7 +176,7 @@ def export_onnx(config: str | Path, checkpoint: str | Path, out: str | Path, int
     metadata = _metadata(detector, cfg, checkpoint, int8)
     with replacing(out) as part:
         traced = part.with_suffix('.float32.onnx')
-        _trace(detector, traced, config)
+        _trace(detector, traced, config, attention == 'fused')
         boxes, scores = _check(detector, traced, out)
         if int8:
             _quantize(detector, traced, part)
@@ -220,7 +227,7 @@ def _resize(cfg: Config) -> tuple[tuple[int, int], bool]:
     return (scale, scale) if isinstance(scale, int) else tuple(scale), bool(resize['keep_ratio'])
 
 
-def _trace(detector: Detector, path: Path, config: str | Path) -> None:
+def _trace(detector: Detector, path: Path, config: str | Path, fused: bool = True) -> None:
     """Write the traced graph to a file."""
     pixels = _pixels(detector, _scene(*CHECKED_SIZES[0]))
     dynamic = {name: {0: 'batch'} for name in _TENSORS}
@@ -231,7 +238,7 @@ def _trace(detector: Detector, path: Path, config: str | Path) -> None:
         try:
             # dynamo=True, the newer exporter, also works, but took 25 s instead of 1 s (docs/deploy.md)
             torch.onnx.export(
-                OnnxGraph(detector.model), (torch.from_numpy(pixels[None]),), str(path), dynamo=False,
+                OnnxGraph(detector.model, fused), (torch.from_numpy(pixels[None]),), str(path), dynamo=False,
                 opset_version=OPSET, input_names=_TENSORS[:1], output_names=_TENSORS[1:], dynamic_axes=dynamic)
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, NotImplementedError) as error:
             raise UserError(
