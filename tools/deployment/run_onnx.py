@@ -52,7 +52,7 @@ class OnnxRuntimeSession:
 
         available = onnxruntime.get_available_providers()
         if PROVIDERS[provider] not in available:
-            raise InputError(f'--provider {provider}: this onnxruntime only has {", ".join(available)}; others come with '
+            raise InputError(f'--provider {provider}: this onnxruntime only has {", ".join(available)}; others are in '
                              'onnxruntime-gpu, installed without onnxruntime beside it')
         names = list(PROVIDERS)[: list(PROVIDERS).index(provider) + 1][::-1]  # what one cannot run, the next one runs
         options = dict(cpu={}, cuda=dict(use_tf32='0'), tensorrt={} if cache_dir is None else dict(
@@ -65,7 +65,7 @@ class OnnxRuntimeSession:
         self.session = onnxruntime.InferenceSession(
             str(path), settings, providers=[(PROVIDERS[name], options[name]) for name in names])
         if self.session.get_providers()[0] != PROVIDERS[provider]:  # it goes on without a word
-            raise InputError(f'--provider {provider}: ONNX Runtime cannot load it: is its CUDA, cuDNN or TensorRT missing?')
+            raise InputError(f'--provider {provider}: ONNX Runtime cannot load it: CUDA, cuDNN or TensorRT is missing')
         self.metadata = self.session.get_modelmeta().custom_metadata_map
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
@@ -76,8 +76,8 @@ class OnnxRuntimeSession:
 class OpenVinoSession:
     """The file in OpenVINO on the CPU; see :class:`OnnxDetector`.
 
-    The first shape that is run gets a model of its own, which takes about 3/4 of the time of one of any shape. All other
-    shapes share one of the latter kind.
+    The first shape that is run gets a model of its own, which takes about 3/4 of the time of one of any shape. All
+    other shapes share one of the latter kind.
     """
 
     def __init__(self, path: Path, threads: int, precision: str, cache_dir: Path | None) -> None:
@@ -135,7 +135,7 @@ class OnnxDetector:
         if runtime == 'openvino' and provider != 'cpu':
             raise InputError(f'--provider {provider} is for --runtime onnxruntime')
         if runtime == 'onnxruntime' and precision != 'float32':
-            raise InputError(f'--precision {precision} is for --runtime openvino: ONNX Runtime computes as the file says')
+            raise InputError(f'--precision {precision} is for --runtime openvino alone')
         if cache_dir is not None:
             cache_dir = Path(cache_dir).expanduser()
             try:

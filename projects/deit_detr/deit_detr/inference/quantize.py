@@ -14,6 +14,7 @@ from deit_detr.errors import UserError
 
 #: Most images of a calibration, spread evenly over those that are given.
 CALIBRATION_IMAGES = 64
+LINEAR = ['MatMul', 'Gemm']
 #: Names of layers that a calibrated file keeps in float32.
 SENSITIVE = re.compile(r'^$')
 
@@ -31,7 +32,7 @@ def quantize_dynamic_file(source: Path, destination: Path) -> None:
     layers = _linear_layers(source)
     with _without_advice():
         quantize_dynamic(
-            source, destination, op_types_to_quantize=['MatMul', 'Gemm'], per_channel=True,
+            source, destination, op_types_to_quantize=LINEAR, per_channel=True,
             weight_type=QuantType.QInt8, nodes_to_quantize=layers)
 
 
@@ -54,17 +55,20 @@ def quantize_static_file(source: Path, destination: Path, batches: Iterable[np.n
         def get_next(self) -> dict | None:
             return next(self.feeds, None)
 
-    layers = [name for name in _linear_layers(source) if not SENSITIVE.search(name)]
     model = onnx.load(source)
+    # OpenVINO 2026.4 does not compile a model of a fixed shape in which such a layer reads joined maps
+    joined = {output for node in model.graph.node if node.op_type == 'Concat' for output in node.output}
+    inputs = {node.name: node.input[0] for node in model.graph.node if node.op_type in LINEAR}
+    layers = [name for name in _linear_layers(source) if not SENSITIVE.search(name) and inputs[name] not in joined]
     # onnx cannot tell the types of what follows an operator of ONNX Runtime's own, and such tensors would be left out
     model.graph.value_info.extend(
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        for name in sorted({node.input[0] for node in model.graph.node if node.name in set(layers)}))
+        for name in sorted({inputs[layer] for layer in layers}))
     with _without_advice():
         quantize_static(
-            model, destination, Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=['MatMul', 'Gemm'],
+            model, destination, Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=LINEAR,
             per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_quantize=layers,
-            extra_options=dict(MatMulConstBOnly=True, OpTypesToExcludeOutputQuantization=['MatMul', 'Gemm']))
+            extra_options=dict(MatMulConstBOnly=True, OpTypesToExcludeOutputQuantization=LINEAR))
 
 
 def calibration_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -98,7 +102,7 @@ def _linear_layers(path: Path) -> list[str]:
 
     graph = onnx.load(path).graph
     ranks = {weight.name: len(weight.dims) for weight in graph.initializer}
-    return [node.name for node in graph.node if node.op_type in ('MatMul', 'Gemm') and ranks.get(node.input[1]) == 2]
+    return [node.name for node in graph.node if node.op_type in LINEAR and ranks.get(node.input[1]) == 2]
 
 
 @contextmanager
