@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -44,59 +45,58 @@ class InputError(ValueError):
     """Bad input; the message names the file and what is wrong with it."""
 
 
-class OnnxRuntimeSession:
-    """The file in ONNX Runtime; see :class:`OnnxDetector`."""
+def onnxruntime_session(path: str, threads: int, provider: str, cache_dir: Path | None):
+    """Open a file in ONNX Runtime; see :class:`OnnxDetector`."""
+    import onnxruntime
 
-    def __init__(self, path: Path, threads: int, provider: str, cache_dir: Path | None) -> None:
-        import onnxruntime
-
-        available = onnxruntime.get_available_providers()
-        if PROVIDERS[provider] not in available:
-            raise InputError(f'--provider {provider}: this onnxruntime only has {", ".join(available)}; others are in '
-                             'onnxruntime-gpu, installed without onnxruntime beside it')
-        names = list(PROVIDERS)[: list(PROVIDERS).index(provider) + 1][::-1]  # what one cannot run, the next one runs
-        options = dict(cpu={}, cuda=dict(use_tf32='0'), tensorrt={} if cache_dir is None else dict(
-            trt_engine_cache_enable='True', trt_engine_cache_path=str(cache_dir)))
-        if provider != 'cpu' and hasattr(onnxruntime, 'preload_dlls'):
-            onnxruntime.preload_dlls()  # of CUDA, from NVIDIA's packages in this environment
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads
-        settings.log_severity_level = 4  # errors are raised as exceptions
-        self.session = onnxruntime.InferenceSession(
-            str(path), settings, providers=[(PROVIDERS[name], options[name]) for name in names])
-        if self.session.get_providers()[0] != PROVIDERS[provider]:  # it goes on without a word
-            raise InputError(f'--provider {provider}: ONNX Runtime cannot load it: CUDA, cuDNN or TensorRT is missing')
-        self.metadata = self.session.get_modelmeta().custom_metadata_map
-
-    def run(self, images: np.ndarray) -> list[np.ndarray]:
-        """Return all outputs for a batch of images of one size, uint8 ``(batch, height, width, 3)``."""
-        return self.session.run(None, dict(images=images))
+    available = onnxruntime.get_available_providers()
+    if PROVIDERS[provider] not in available:
+        raise InputError(f'--provider {provider}: this onnxruntime only has {", ".join(available)}; others are in '
+                         'onnxruntime-gpu, installed without onnxruntime beside it')
+    names = list(PROVIDERS)[: list(PROVIDERS).index(provider) + 1][::-1]  # what one cannot run, the next one runs
+    options = dict(cpu={}, cuda=dict(use_tf32='0'), tensorrt={} if cache_dir is None else dict(
+        trt_engine_cache_enable='True', trt_engine_cache_path=str(cache_dir)))
+    if provider != 'cpu' and hasattr(onnxruntime, 'preload_dlls'):
+        onnxruntime.preload_dlls()  # of CUDA, from NVIDIA's packages in this environment
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.log_severity_level = 4  # errors are raised as exceptions
+    session = onnxruntime.InferenceSession(
+        path, settings, providers=[(PROVIDERS[name], options[name]) for name in names])
+    if session.get_providers()[0] != PROVIDERS[provider]:  # it goes on without a word
+        raise InputError(f'--provider {provider}: ONNX Runtime cannot load it: CUDA, cuDNN or TensorRT is missing')
+    return session
 
 
 class OpenVinoSession:
-    """The file in OpenVINO on the CPU; see :class:`OnnxDetector`.
+    """A file in OpenVINO on the CPU, with the methods of ONNX Runtime's session; see :class:`OnnxDetector`.
 
     The first shape that is run gets a model of its own, which takes about 3/4 of the time of one of any shape. All
     other shapes share one of the latter kind.
     """
 
-    def __init__(self, path: Path, threads: int, precision: str, cache_dir: Path | None) -> None:
+    def __init__(self, path: str, threads: int, precision: str, cache_dir: Path | None) -> None:
         sys.modules.setdefault('openvino_telemetry', None)  # or this import sends usage data to its makers
         import openvino
 
-        self.core, self.path, self.models = openvino.Core(), str(path), {}
+        self.core, self.path, self.models = openvino.Core(), path, {}
         if precision == 'bfloat16' and 'BF16' not in self.core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
-            raise InputError('--precision bfloat16: this CPU computes in float32 only')
+            raise InputError('--precision bfloat16: this CPU cannot compute in it')
         # unless told otherwise, OpenVINO computes in bfloat16 where the CPU can
         self.options = dict(INFERENCE_PRECISION_HINT=PRECISIONS[precision], PERFORMANCE_HINT='LATENCY')
         self.options |= dict(INFERENCE_NUM_THREADS=threads) if threads else {}
         self.options |= {} if cache_dir is None else dict(CACHE_DIR=str(cache_dir))
-        framework = self.core.read_model(self.path).rt_info
-        self.metadata = {key: value.astype(str) for key, value in framework['framework'].items()} \
-            if 'framework' in framework else {}
+        information = self.core.read_model(path).rt_info
+        self.metadata = {key: value.astype(str) for key, value in information['framework'].items()} \
+            if 'framework' in information else {}
 
-    def run(self, images: np.ndarray) -> list[np.ndarray]:
-        """Return all outputs for a batch of images of one size, uint8 ``(batch, height, width, 3)``."""
+    def get_modelmeta(self) -> SimpleNamespace:
+        """Return the metadata of the file."""
+        return SimpleNamespace(custom_metadata_map=self.metadata)
+
+    def run(self, _, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Return all outputs for ``images``, uint8 ``(batch, height, width, 3)``."""
+        images = inputs['images']
         shape = images.shape if not self.models or images.shape in self.models else None
         if shape not in self.models:
             model = self.core.read_model(self.path)
@@ -143,9 +143,9 @@ class OnnxDetector:
             except OSError as error:
                 raise InputError(f'{cache_dir}: cannot be written ({error.strerror}): see --cache-dir') from error
         try:
-            self.session = OnnxRuntimeSession(path, threads, provider, cache_dir) if runtime == 'onnxruntime' else \
-                OpenVinoSession(path, threads, precision, cache_dir)
-            metadata = self.session.metadata
+            self.session = onnxruntime_session(str(path), threads, provider, cache_dir) if runtime == 'onnxruntime' \
+                else OpenVinoSession(str(path), threads, precision, cache_dir)
+            metadata = self.session.get_modelmeta().custom_metadata_map
             self.classes = json.loads(metadata['classes'])
             palette = json.loads(metadata['palette'])
             self.resize_scale = json.loads(metadata['resize_scale'])
@@ -180,7 +180,7 @@ class OnnxDetector:
                              'too narrow after resizing. Cut the image into pieces')
         resized = self.resize(image)
         try:
-            results = self.session.run(resized[None])
+            results = self.session.run(None, {'images': resized[None]})
         except Exception as error:  # as above
             raise InputError(
                 f'{width}x{height} pixels become {resized.shape[1]}x{resized.shape[0]}, on which the model does not '

@@ -272,8 +272,8 @@ def _check(
             factor = [scenes[0].shape[axis] / resized.shape[1 + axis] for axis in (1, 0)] * 2
             for index, (scene, boxes, scores, labels) in enumerate(zip(scenes, *results[:3], strict=True)):
                 with _Selection(*(torch.from_numpy(tokens[..., index, None, :]) for tokens in results[3:])):
-                    difference = compare(detector, scene, boxes * np.float32(factor), scores, labels)
-                worst = np.maximum(worst, difference)
+                    apart = compare(detector, scene, boxes * np.float32(factor), scores, labels)
+                worst = np.maximum(worst, apart)
         boxes, scores = worst.tolist()
         if not (boxes <= BOX_TOLERANCE and scores <= SCORE_TOLERANCE):
             raise UserError(
@@ -308,7 +308,13 @@ def compare(
     """
     expected = detector(image, score_thr=0).pred_instances
     a = tuple(expected[name].numpy() for name in ('bboxes', 'scores', 'labels'))
-    b = (boxes, scores, labels)
+    return difference(a, (boxes, scores, labels), score_thr, at_least)
+
+
+def difference(
+    a: tuple[np.ndarray, ...], b: tuple[np.ndarray, ...], score_thr: float = 0.3, at_least: int = 10,
+) -> tuple[float, float]:
+    """Return how much two sets of detections (boxes, scores, labels) differ from each other: see :func:`compare`."""
     least = min(score_thr, np.sort(a[1])[-min(at_least, len(a[1]))])
     boxes, scores = np.maximum(_nearest(a, b, least), _nearest(b, a, least)).tolist()
     return boxes, scores
