@@ -21,6 +21,7 @@ Examples:
 """
 
 import argparse
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -92,7 +93,8 @@ def parse_args() -> argparse.Namespace:
 
     gpu = parser.add_argument_group('gpu', 'a fixed list of rows; --steps and --warmup also apply')
     gpu.add_argument(
-        '--rows', nargs='+', metavar='REGEX', default=[''], help="only rows with this in their names: 'train lw-detr,'")
+        '--rows', nargs='+', metavar='REGEX', default=[''],
+        help="only rows with this in their names: 'train lw-detr,'; also of deploy")
     gpu.add_argument('--minutes', type=float, default=4.5, help='begin no row after this time (default: 4.5)')
     gpu.add_argument(
         '--against', metavar='FILE', help='JSON file of an earlier run on the same GPU model: also print the ratios')
@@ -283,12 +285,13 @@ def deploy(args: argparse.Namespace) -> dict:
         folder = Path(folder)
         if not files:
             files = export_all(*trained, folder, args.calibrate_with)
+        rows = [row for row in deployed_rows(files, trained or None) if re.search('|'.join(args.rows), row.name)]
         image = folder / 'image.png'
         areas = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
         cv2.imwrite(str(image), cv2.resize(areas, args.size[::-1]))
         results = measure_deployed(
-            deployed_rows(files, trained or None), REPO / 'tools/deployment/run_onnx.py', image, args.steps,
-            args.warmup, args.threads, args.ann_file and (Path(args.image_root), Path(args.ann_file), folder))
+            rows, REPO / 'tools/deployment/run_onnx.py', image, args.steps, args.warmup, args.threads,
+            args.ann_file and (Path(args.image_root), Path(args.ann_file), folder))
     print('\n| | MB | first result, s | CPU ms | wall ms | peak GB | AP | AP50 | boxes within, px | scores within |\n'
           + '|---' * 10 + '|')
     columns = dict(

@@ -138,7 +138,7 @@ def onnx_providers() -> list[str]:
     import onnxruntime
 
     known = dict(CPUExecutionProvider='cpu', CUDAExecutionProvider='cuda', TensorrtExecutionProvider='tensorrt')
-    return [name for provider, name in known.items() if provider in onnxruntime.get_availableonnx_providers()]
+    return [name for provider, name in known.items() if provider in onnxruntime.get_available_providers()]
 
 
 def _score(ann_file: Path, results: Path) -> dict[str, float]:

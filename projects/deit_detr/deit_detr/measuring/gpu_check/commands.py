@@ -193,7 +193,7 @@ class Commands:
         (boxes, scores), worst = apart[-2], apart[-1]
         if not (boxes <= BOX_TOLERANCE and scores <= SCORE_TOLERANCE):
             raise Failed(f'boxes differ from the CPU by {boxes:.2g} px, scores by {scores:.2g}, in all but one frame')
-        return f'{len(apart)} frames: boxes within {boxes:.2g} px of the CPU, scores within {scores:.2g}; in one frame ' \
+        return f'{len(apart)} frames: boxes within {boxes:.2g} px of the CPU, scores within {scores:.2g}; in one ' \
                f'{worst[0]:.2g} px, {worst[1]:.2g}'
 
     def load(self) -> str:
