@@ -22,9 +22,10 @@ if importlib.util.find_spec('openvino'):
 def test_a_trained_model(detector_files, mini_scannet, run, tmp_path):
     """It is exported in each precision; the float32 file has the AP of PyTorch."""
     path = tmp_path / 'a.json'
-    output = run(*BENCHMARK, 'deploy', *detector_files, '--rows', 'PyTorch', '^float32', '^int8.*ONNX', '--size', 96, 128,
-                 '--steps', 2, '--json', path, '--ann-file', mini_scannet / 'scannet_objdet_val.json', '--image-root',
-                 mini_scannet / 'val')
+    output = run(
+        *BENCHMARK, 'deploy', *detector_files, '--rows', 'PyTorch', '^float32', '^int8.*ONNX', '--size', 96, 128,
+        '--steps', 2, '--json', path, '--ann-file', mini_scannet / 'scannet_objdet_val.json', '--image-root',
+        mini_scannet / 'val')
     pytorch, *rows = json.loads(path.read_text())['deployed']
     names = [*(f'float32.onnx, {setting}' for setting in SETTINGS), 'int8.onnx, ONNX Runtime']
     assert pytorch['name'] == 'PyTorch' and [row['name'] for row in rows] == names
