@@ -78,15 +78,16 @@ def test_equals_the_plain_one(options, size):
 
 @pytest.mark.parametrize('size', SIZES, ids=str)
 def test_window_layers_are_the_plain_layers_on_each_window(size):
-    """Compare with loops over windows of the map; no window has padding here."""
+    """Compare with loops over windows of the map."""
     model, reference = windowed([1, 3]), plain()
     tokens, (rows, columns) = reference.patch_embed(images(*size))
     tokens = tokens + reference.resize_pos_embed(reference.pos_embed, (4, 4), (rows, columns), 'bicubic', 0)
-    windows = Windows((rows, columns), (3, 4), tokens.device)
     x = tokens.unflatten(1, (rows, columns))
     for index, layer in enumerate(reference.layers):
         x = x.clone()
-        height, width = (rows, columns) if index in (1, 3) else windows.side
+        # as few windows as there can be, all alike but the last ones
+        height, width = (
+            s if index in (1, 3) else -(-s // -(-s // most)) for s, most in zip((rows, columns), (3, 4), strict=True))
         for top in range(0, rows, height):
             for left in range(0, columns, width):
                 window = x[:, top:top + height, left:left + width].clone()
@@ -133,8 +134,8 @@ def test_a_number_of_windows_is_a_window_of_that_size(size, largest):
     assert torch.equal(a(images(*size))[0], b(images(*size))[0])
 
 
-def test_global_layers_see_real_tokens_without_a_mask(monkeypatch):
-    """75x110 pixels are 5x7 tokens: four windows of 3x4, one row and one column of which are padding."""
+def test_only_attention_sees_what_fills_windows_up(monkeypatch):
+    """75x110 pixels are 5x7 tokens: four windows of 3x4, one row and one column of which are filled up and masked."""
     seen, attend = [], torch.nn.functional.scaled_dot_product_attention
 
     def watch(q, k, v, takes_part=None, **kwargs):
@@ -142,8 +143,15 @@ def test_global_layers_see_real_tokens_without_a_mask(monkeypatch):
         return attend(q, k, v, takes_part, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, 'scaled_dot_product_attention', watch)
-    windowed([1, 3])(images(75, 110))
-    assert seen == [(8, 12, True), (2, 35, False)] * 2
+    model = windowed([1, 3])
+    computed = set()
+    for layer in model.layers:
+        layer.ffn.register_forward_pre_hook(lambda module, args: computed.add(args[0].shape))
+    model(images(75, 110))
+    assert seen == [(8, 12, True), (2, 35, False)] * 2 and computed == {(2, 35, 24)}
+    seen.clear()
+    model(images(96, 128))
+    assert seen == [(8, 12, False), (2, 48, False)] * 2, 'windows that come out even need no mask'
 
 
 def test_drop_path_drops_in_training_only():
@@ -165,18 +173,21 @@ def test_class_token_is_refused():
 @settings(deadline=None)
 def test_windows_cut_and_join(rows, columns, most):
     windows = Windows((rows, columns), most, torch.device('cpu'))
-    x = torch.arange(2 * rows * columns).view(2, rows, columns, 1)
+    x = torch.arange(2 * rows * columns).view(2, rows * columns, 1)
     parts = windows.split(x)
-    number, side = windows.number[0] * windows.number[1], windows.side[0] * windows.side[1]
-    assert parts.shape == (2, number, side, 1)
+    number, side = windows.number, windows.side[0] * windows.side[1]
+    assert parts.shape == (2 * number, side, 1) and number == -(-rows // most[0]) * -(-columns // most[1])
     assert windows.side[0] <= most[0] and windows.side[1] <= most[1]
-    assert number * side < (rows + windows.number[0]) * (columns + windows.number[1])
+    assert windows.is_map == (number == 1)
     assert torch.equal(windows.join(parts), x)
 
     mask = windows.mask(2)
     if number * side == rows * columns:
         assert mask is None
-    else:
-        assert mask.flatten(1).any(1).all(), 'a window of padding alone would be NaN'
-        ones = torch.ones(2, rows, columns, 1, dtype=torch.bool)
-        assert torch.equal(mask.view(2, number, side, 1), windows.split(ones))
+        mask = torch.ones(2 * number, 1, 1, side, dtype=torch.bool)
+    assert mask.flatten(1).any(1).all(), 'a window without tokens would be NaN'
+    for window, tokens in zip(mask[:, 0, 0], parts[..., 0], strict=True):
+        y, x = tokens[window] // columns, tokens[window] % columns
+        height, width = y.max() - y.min() + 1, x.max() - x.min() + 1
+        assert height <= most[0] and width <= most[1] and height * width == window.sum(), 'a rectangle'
+        assert tokens[window].diff().gt(0).all(), 'by rows'

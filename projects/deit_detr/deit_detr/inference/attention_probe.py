@@ -177,21 +177,22 @@ class AttentionProbe:
         if isinstance(self.model.backbone, ECViT):
             rotation = self.model.backbone.rotation(self.grid)[:, :, None]
             q, k = rotate(q, rotation), rotate(k, rotation)
-        if len(q) == 1 and q.shape[1] - num_tokens in (0, getattr(self.model.backbone, 'num_extra_tokens', 0)):
+        backbone = self.model.backbone
+        windows = backbone.windows(self.grid, q.device) if isinstance(backbone, WindowedViT) else None
+        if windows and not any(backbone.layers[index].attn is self.module for index in backbone.global_layers):
+            q, k = (windows.split(x.flatten(2)).unflatten(-1, x.shape[2:]) for x in (q, k))
+            ids = windows.token.view(q.shape[:2])
+        elif len(q) == 1 and q.shape[1] - num_tokens in (0, getattr(backbone, 'num_extra_tokens', 0)):
             ids = torch.arange(num_tokens - q.shape[1], num_tokens, device=q.device)[None]  # negative: extra tokens
-        elif isinstance(self.model.backbone, WindowedViT):
-            windows = self.model.backbone.windows(self.grid, q.device)
-            ids = windows.split(torch.arange(1, num_tokens + 1, device=q.device).view(1, *self.grid, 1)) - 1
-            ids = ids.view(q.shape[:2])
         else:
             raise UserError(
-                f'{type(self.model.backbone).__name__}: this layer attends inside groups of tokens, which is not '
+                f'{type(backbone).__name__}: this layer attends inside groups of tokens, which is not '
                 'supported')
         shown = []
         for token in queries:
             group, index = (ids == token).nonzero()[0]
             scores = torch.einsum('hc,nhc->hn', q[group, index], k[group]) * q.shape[-1] ** -0.5
-            if isinstance(self.model.backbone, WindowedViT):
+            if windows:
                 scores = scores.masked_fill(ids[group] < 0, -torch.inf)
             weights = scores.softmax(-1).mean(0)
             here = ids[group] >= 0

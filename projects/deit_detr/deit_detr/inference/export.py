@@ -23,6 +23,7 @@ from deit_detr.config_file import read_config
 from deit_detr.errors import UserError
 from deit_detr.files import replacing
 from deit_detr.inference.detector import Detector, load, quiet
+from deit_detr.inference.onnx_operators import GraphOperators, use_sdpa
 from deit_detr.inference.quantize import calibration_images, quantize_dynamic_file, quantize_static_file
 from deit_detr.inference.runtimes import NAMES, need, run_file
 from deit_detr.models.attention import replace_attention
@@ -88,12 +89,15 @@ class OnnxGraph(nn.Module):
 
     Args:
         model (DetectionTransformer): The detector; it is copied.
+        fused (bool): Whether attention is one operator.
     """
 
-    def __init__(self, model: DetectionTransformer) -> None:
+    def __init__(self, model: DetectionTransformer, fused: bool = True) -> None:
         super().__init__()
+        self.fused = fused
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         replace_attention(self.model)  # in evaluation nn.MultiheadAttention uses an operator that ONNX does not have
+        use_sdpa(self.model)
         # this padding uses math.ceil, which tracing would turn into a constant; ECViT's stem has none
         patches = self.model.backbone.patch_embed
         self.patch_size = patches.projection.kernel_size if getattr(patches, 'adaptive_padding', None) else (1, 1)
@@ -127,7 +131,7 @@ class OnnxGraph(nn.Module):
         # not a DetDataSample, which copies its values; one is enough for a batch without padding
         samples = [types.SimpleNamespace(
             img_shape=(height, width), batch_input_shape=(height, width), metainfo=dict())]
-        with _Selection() as selection:
+        with GraphOperators(self.fused), _Selection() as selection:
             head_inputs = self.model.forward_transformer(self.model.extract_feat(x), samples)
         logits, boxes = self.model.bbox_head.predict(**head_inputs, batch_data_samples=samples, rescale=False)
         scores, labels, index = best_detections(self.model.bbox_head, logits, self.max_per_img)

@@ -15,8 +15,8 @@ class WindowedViT(VisionTransformer):
 
     Parameters and state-dict keys are those of the plain class: its checkpoints load, and if ``global_layers`` lists
     all layers the results are the same. A map is cut into as few windows of equal size as ``window_size`` allows. If
-    the size does not divide, windows are padded below and to the right and masked; global layers see the real tokens
-    only, without a mask, so that attention takes its fastest kernel.
+    the size does not divide, windows are filled up and masked for attention; all else computes real tokens only, and
+    global layers need no mask, so that attention takes its fastest kernel.
 
     Args:
         window_size (int | tuple[int, int]): Maximum rows and columns of tokens in a window.
@@ -56,21 +56,15 @@ class WindowedViT(VisionTransformer):
         batch = x.shape[0]  # of the input: after patch_embed, ONNX export makes it a constant
         x, size = self.patch_embed(x)
         x = x + resize_pos_embed(self.pos_embed, self.patch_resolution, size, self.interpolate_mode, 0)
+        x = self.pre_norm(self.drop_after_pos(x))
         windows = self.windows(size, x.device)
-        x = self.pre_norm(self.drop_after_pos(x)).unflatten(1, size)
-        mask = windows.mask(batch)
+        of_layer = () if windows.is_map else (windows, windows.mask(batch))
 
-        maps, is_split = [], False
+        maps = []
         for index, layer in enumerate(self.layers):
-            if index in self.global_layers:
-                x, is_split = windows.join(x) if is_split else x, False
-                x = layer(x.flatten(1, 2)).view_as(x)
-            else:
-                x, is_split = x if is_split else windows.split(x), True
-                x = layer(x.flatten(0, 1), mask).view_as(x)
+            x = layer(x, *(() if index in self.global_layers else of_layer))
             if index in self.out_indices:
-                features = windows.join(x) if is_split else x
-                features = self.ln1(features) if self.final_norm else features
+                features = (self.ln1(x) if self.final_norm else x).unflatten(1, size)
                 # all of it: ONNX export does not know the type of what LayerNorm returns, but that of a slice
                 maps.append(features[:, :size[0], :size[1]].permute(0, 3, 1, 2))
         return tuple(maps)
@@ -89,35 +83,41 @@ class Windows:
     Args:
         size (tuple[int, int]): Rows and columns of the maps.
         largest (tuple[int, int]): Maximum rows and columns of a window.
-        device (torch.device): Device of the masks.
+        device (torch.device): Device of the maps.
+
+    Attributes:
+        number (int): Windows of a map.
+        side (tuple[int, int]): Rows and columns of a window.
+        place (Tensor): Place of each token in the windows, int64 ``(tokens of a map,)``.
+        token (Tensor): Token at each place, int64 ``(windows x tokens of a window,)``; -1 where there is none.
+        is_map (bool): Whether the only window is the map.
     """
 
     def __init__(self, size: tuple[int, int], largest: tuple[int, int], device: torch.device) -> None:
-        self.size = size
         # rounded up in integers: ONNX export traces these, but neither math.ceil nor negative division
-        self.number = tuple((s + most - 1) // most for s, most in zip(size, largest, strict=True))
-        self.side = tuple((s + n - 1) // n for s, n in zip(size, self.number, strict=True))
-        rows, columns = (n * s for n, s in zip(self.number, self.side, strict=True))
-        self.padding = (0, 0, 0, columns - size[1], 0, rows - size[0])
-        # an exported graph has to support sizes with and without padding
-        self.is_padded = torch.onnx.is_in_onnx_export() or any(self.padding)
-        self.device = device
+        numbers = tuple((s + most - 1) // most for s, most in zip(size, largest, strict=True))
+        self.side = rows, columns = tuple((s + n - 1) // n for s, n in zip(size, numbers, strict=True))
+        self.number = numbers[0] * numbers[1]
+        y, x = torch.arange(size[0], device=device)[:, None], torch.arange(size[1], device=device)
+        window, within = y // rows * numbers[1] + x // columns, y % rows * columns + x % columns
+        self.place = (window * (rows * columns) + within).flatten()
+        places = torch.full((self.number * rows * columns,), -1, dtype=torch.int64, device=device)
+        self.token = places.scatter(0, self.place, torch.arange(size[0] * size[1], device=device))
+        # an exported graph has to support all sizes
+        is_traced = torch.onnx.is_in_onnx_export()
+        self.is_map = not is_traced and self.number == 1
+        self.is_filled_up = is_traced or len(self.token) > len(self.place)
 
     def split(self, x: Tensor) -> Tensor:
-        """Split ``(batch, rows, columns, channels)`` to ``(batch, windows, tokens of a window, channels)``."""
-        if self.is_padded:
-            x = F.pad(x, self.padding)
-        x = x.unflatten(2, (self.number[1], self.side[1])).unflatten(1, (self.number[0], self.side[0]))
-        return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        """Split ``(batch, tokens, channels)`` to ``(batch x windows, tokens of a window, channels)``."""
+        return x.index_select(1, self.token.clamp(min=0)).reshape(-1, self.side[0] * self.side[1], x.shape[-1])
 
     def join(self, x: Tensor) -> Tensor:
-        """Join ``(batch, windows, tokens of a window, channels)`` to ``(batch, rows, columns, channels)``."""
-        x = x.unflatten(2, self.side).unflatten(1, self.number)
-        x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        return x[:, :self.size[0], :self.size[1]]
+        """Join ``(batch x windows, tokens of a window, channels)`` to ``(batch, tokens, channels)``."""
+        return x.reshape(-1, self.number * self.side[0] * self.side[1], x.shape[-1]).index_select(1, self.place)
 
     def mask(self, batch: int) -> Tensor | None:
-        """Return the attention mask of all windows, False for padded tokens; None if there are none.
+        """Return the attention mask of all windows, False where there is no token; None if there is one everywhere.
 
         Args:
             batch (int): Number of maps.
@@ -125,20 +125,32 @@ class Windows:
         Returns:
             Tensor | None: ``(batch x windows, 1, 1, tokens of a window)``.
         """
-        if not self.is_padded:
+        if not self.is_filled_up:
             return None
-        takes_part = self.split(torch.ones(1, *self.size, 1, dtype=torch.bool, device=self.device))[..., 0]
+        takes_part = (self.token >= 0).reshape(1, self.number, -1)
         return takes_part.repeat(batch, 1, 1).flatten(0, 1)[:, None, None]
 
 
 class WindowedLayer(TransformerEncoderLayer):
-    """mmpretrain's ``TransformerEncoderLayer`` with a mask and without three copies of qkv's gradient."""
+    """mmpretrain's ``TransformerEncoderLayer`` on windows, and without three copies of qkv's gradient."""
 
-    def forward(self, x: Tensor, takes_part: Tensor | None = None) -> Tensor:
-        """Return the next states of ``(sequences, tokens, channels)``; the mask is as :meth:`Windows.mask` makes it."""
+    def forward(self, x: Tensor, windows: Windows | None = None, takes_part: Tensor | None = None) -> Tensor:
+        """Return the next states.
+
+        Args:
+            x (Tensor): ``(batch, tokens, channels)``.
+            windows (Windows, optional): Which tokens attend to one another. Default: all.
+            takes_part (Tensor, optional): Mask of the windows, see :meth:`Windows.mask`.
+
+        Returns:
+            Tensor: As ``x``.
+        """
         attn = self.attn
-        q, k, v = attn.qkv(self.ln1(x)).unflatten(-1, (3, attn.num_heads, -1)).transpose(1, 3).unbind(2)
+        qkv = attn.qkv(self.ln1(x))
+        qkv = qkv if windows is None else windows.split(qkv)
+        q, k, v = qkv.unflatten(-1, (3, attn.num_heads, -1)).transpose(1, 3).unbind(2)
         out = F.scaled_dot_product_attention(q, k, v, takes_part, dropout_p=attn.attn_drop if self.training else 0.0)
-        out = attn.proj(out.transpose(1, 2).flatten(2))
+        out = out.transpose(1, 2).flatten(2)
+        out = attn.proj(out if windows is None else windows.join(out))
         x = x + attn.out_drop(attn.gamma1(attn.proj_drop(out)))
         return self.ffn(self.ln2(x), identity=x)
