@@ -60,10 +60,11 @@ def quantize_static_file(source: Path, destination: Path, batches: Iterable[np.n
     joined = {output for node in model.graph.node if node.op_type == 'Concat' for output in node.output}
     inputs = {node.name: node.input[0] for node in model.graph.node if node.op_type in LINEAR}
     layers = [name for name in _linear_layers(source) if not SENSITIVE.search(name) and inputs[name] not in joined]
-    # onnx cannot tell the types of what follows an operator of ONNX Runtime's own, and such tensors would be left out
+    # what follows an operator of ONNX Runtime's own would be left out, as onnx does not know its type
+    del model.graph.value_info[:]
     model.graph.value_info.extend(
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        for name in sorted({inputs[layer] for layer in layers}))
+        for node in model.graph.node if node.domain for name in node.output)
     with _without_advice():
         quantize_static(
             model, destination, Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=LINEAR,
