@@ -29,11 +29,11 @@ def quantize_dynamic_file(source: Path, destination: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     # Nearly all weights are in MatMul; in 8 bits the patch convolution is slower on a CPU and less accurate
-    layers = _linear_layers(source)
+    model = _load(source)
     with _without_advice():
         quantize_dynamic(
-            source, destination, op_types_to_quantize=LINEAR, per_channel=True,
-            weight_type=QuantType.QInt8, nodes_to_quantize=layers)
+            model, destination, op_types_to_quantize=LINEAR, per_channel=True,
+            weight_type=QuantType.QInt8, nodes_to_quantize=[node.name for node in _linear_layers(model)])
 
 
 def quantize_static_file(source: Path, destination: Path, batches: Iterable[np.ndarray]) -> None:
@@ -46,7 +46,6 @@ def quantize_static_file(source: Path, destination: Path, batches: Iterable[np.n
         destination: File to write.
         batches: Images as the graph takes them, uint8 ``(1, height, width, 3)`` each.
     """
-    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -55,16 +54,11 @@ def quantize_static_file(source: Path, destination: Path, batches: Iterable[np.n
         def get_next(self) -> dict | None:
             return next(self.feeds, None)
 
-    model = onnx.load(source)
+    model = _load(source)
     # OpenVINO 2026.4 does not compile a model of a fixed shape in which such a layer reads joined maps
     joined = {output for node in model.graph.node if node.op_type == 'Concat' for output in node.output}
-    inputs = {node.name: node.input[0] for node in model.graph.node if node.op_type in LINEAR}
-    layers = [name for name in _linear_layers(source) if not SENSITIVE.search(name) and inputs[name] not in joined]
-    # what follows an operator of ONNX Runtime's own would be left out, as onnx does not know its type
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        for node in model.graph.node if node.domain for name in node.output)
+    layers = [node.name for node in _linear_layers(model)
+              if not SENSITIVE.search(node.name) and node.input[0] not in joined]
     with _without_advice():
         quantize_static(
             model, destination, Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=LINEAR,
@@ -94,16 +88,25 @@ def calibration_images(paths: Iterable[str | Path]) -> list[Path]:
     return [found[index] for index in chosen]
 
 
-def _linear_layers(path: Path) -> list[str]:
-    """Return the names of the nodes that multiply by a matrix of weights.
+def _load(path: Path):
+    """Read a file for the quantizers, which need the types of all tensors and infer only those of ONNX's operators."""
+    import onnx
+
+    model = onnx.load(path)
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        for node in model.graph.node if node.domain for name in node.output)
+    return model
+
+
+def _linear_layers(model) -> list:
+    """Return the nodes that multiply by a matrix of weights.
 
     ONNX Runtime writes LW-DETR's three-dimensional weights of groups in int8, but cannot run them.
     """
-    import onnx
-
-    graph = onnx.load(path).graph
-    ranks = {weight.name: len(weight.dims) for weight in graph.initializer}
-    return [node.name for node in graph.node if node.op_type in LINEAR and ranks.get(node.input[1]) == 2]
+    ranks = {weight.name: len(weight.dims) for weight in model.graph.initializer}
+    return [node for node in model.graph.node if node.op_type in LINEAR and ranks.get(node.input[1]) == 2]
 
 
 @contextmanager
