@@ -20,6 +20,7 @@ from deit_detr.errors import UserError
 from deit_detr.images import picture_names
 from deit_detr.inference import export
 from deit_detr.inference.export import BOX_TOLERANCE, SCORE_TOLERANCE, OnnxGraph, compare, export_onnx
+from deit_detr.inference.onnx_operators import resize_bicubic
 from tests.helpers.odd_depths import DEEP, FLAT
 from tests.helpers.paths import REPO
 from tests.helpers.tiny_detector import save_tiny
@@ -106,6 +107,28 @@ def test_numbers_of_pytorch(family, exported, run_onnx):
         alone = in_onnx.session.run(None, {'images': batch[index : index + 1]})
         for a, b in zip(alone[:2], together[:2], strict=True):
             np.testing.assert_allclose(a[0], b[index], rtol=0, atol=1e-2 if a.ndim == 3 else 1e-4)
+
+
+@pytest.mark.slow
+def test_attention_is_one_operator_or_plain(exported, run_onnx, tmp_path):
+    config, checkpoint, path = exported('lw-detr')
+    export_onnx(config, checkpoint, tmp_path / 'plain.onnx', attention='plain')
+    fused, plain = ([node.op_type for node in onnx.load(file).graph.node] for file in (path, tmp_path / 'plain.onnx'))
+    # three layers of the backbone and two of the decoder; Softmax of deformable attention
+    assert fused.count('MultiHeadAttention') == 5 and fused.count('Softmax') == 2
+    assert 'MultiHeadAttention' not in plain and plain.count('Softmax') == 7
+    assert not {'IsNaN', 'Resize'} & {*fused, *plain}
+    image = image_of(301, 222)
+    results = [run_onnx.OnnxDetector(file, 1)(image) for file in (path, tmp_path / 'plain.onnx')]
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize('old, new', [((14, 14), (50, 67)), ((14, 14), (5, 3)), ((4, 4), (1, 13)), ((3, 2), (9, 2))])
+def test_two_matrix_products_resize_as_pytorch_does(old, new):
+    x = torch.randn(2, 8, *old, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(x, size=new, mode='bicubic')
+    torch.testing.assert_close(resize_bicubic(x, new), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 
 from deit_detr.models.fast_heads import FastDeformableDETRHead, FastDINOHead
-from deit_detr.models.tokens import valid_tokens
+from deit_detr.models.tokens import inside_limits, valid_tokens
 from tests.helpers.host_reads import reads
 from tests.helpers.small_models import BATCHES, assert_equal_training, build_small, losses_and_gradients, prepared
 
@@ -153,6 +153,35 @@ def test_tokens_inside_an_image_are_those_of_the_resized_mask():
             inside = ~torch.nn.functional.interpolate(masks[None], size=shape).bool()[0]
             expected = torch.stack([inside[:, 0].sum(1), inside[:, :, 0].sum(1)], 1)
             assert valid[:, level].tolist() == expected.tolist()
+
+
+def test_proposals_are_where_mmdet_makes_them():
+    """For all sizes up to 4096, the first and last tokens near the limits; mmdet compares quotients in float32."""
+    sizes = torch.arange(1, 4097)
+    near = torch.arange(-3, 4)
+    first, last = (((sizes * share - 0.5).round()[:, None] + near).clamp(min=0) for share in (0.01, 0.99))
+    index = torch.cat([first, last], 1).minimum(sizes[:, None] - 1).long()
+    centres = (index.float() + 0.5) / sizes[:, None]  # linspace(0, size - 1, size) is exact
+    expected = (centres > 0.01) & (centres < 0.99)
+    found = inside_limits((2 * index + 1)[..., None], sizes[:, None, None])
+    assert torch.equal(found, expected)
+    # between those, quotients grow with the index
+    assert expected[sizes > 500].any() and (~expected[sizes > 500]).any(1).all()
+    assert not inside_limits(torch.tensor([[99, 51]]), torch.tensor([50, 50])), 'the last of 50 is exactly 0.99'
+
+
+@pytest.mark.parametrize('shape', [(50, 67), (3, 150), (99, 7)])
+def test_all_tokens_of_a_map_are_chosen_as_in_mmdet(shape):
+    """A map whose last row is exactly on the limit, also with padding, and in ONNX export, where sizes are tensors."""
+    plain, fast = (build('dino', plain=plain).eval() for plain in (True, False))
+    memory = torch.randn(2, shape[0] * shape[1], 256, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(2, *shape, dtype=torch.bool)
+    mask[0, -2:], mask[1, :, -3:] = True, True
+    for padding in (None, mask.flatten(1)):
+        expected = plain.gen_encoder_output_proposals(memory, padding, torch.tensor([shape]))
+        for shapes in ([shape], torch.tensor([shape])) if padding is None else ([shape],):
+            found = fast.gen_encoder_output_proposals(memory, padding, shapes)
+            assert all(torch.equal(a.expand_as(b), b) for a, b in zip(found, expected, strict=True))
 
 
 def test_denoising_noise_is_that_of_the_paper():

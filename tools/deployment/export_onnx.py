@@ -28,6 +28,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--int8', action='store_true', help='store linear layers in 8 bits: a smaller file, a lower AP')
     parser.add_argument(
+        '--attention', choices=('fused', 'plain'), default='fused',
+        help='one operator of ONNX Runtime, OpenVINO and onnxruntime-web (default), or operators of the standard, for '
+             'other runtimes: more memory')
+    parser.add_argument(
         '--calibrate-with', nargs='+', default=[], metavar='IMAGES',
         help='for --int8, images or folders of images: fix the ranges of activations with at most '
              f'{CALIBRATION_IMAGES} of them, which makes it faster, above all in OpenVINO')
@@ -42,7 +46,7 @@ def main() -> None:
     args = parse_args()
     start = time.perf_counter()
     exported = export_onnx(
-        args.config, args.checkpoint, args.out, args.int8, args.calibrate_with, args.check_with,
+        args.config, args.checkpoint, args.out, args.int8, args.attention, args.calibrate_with, args.check_with,
         lambda step: print(f'{time.perf_counter() - start:5.0f} s  {step}', flush=True))
     print(f'{args.out}: {exported.megabytes:.1f} MB, {"int8" if args.int8 else "float32"}; batch, height and width are '
           'dynamic')

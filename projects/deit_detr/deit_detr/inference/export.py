@@ -143,7 +143,7 @@ class OnnxGraph(nn.Module):
 
 
 def export_onnx(
-    config: str | Path, checkpoint: str | Path, out: str | Path, int8: bool = False,
+    config: str | Path, checkpoint: str | Path, out: str | Path, int8: bool = False, attention: str = 'fused',
     calibrate_with: Iterable[str | Path] = (), check_with: Sequence[str] = ('onnxruntime',),
     progress: Callable[[str], None] = lambda text: None,
 ) -> Exported:
@@ -158,6 +158,7 @@ def export_onnx(
         out: File to write, ``*.onnx``. An existing file is replaced; missing folders are made.
         int8: Whether to store the weights of the linear layers in 8 bits. Their inputs are quantized while the model
             runs (``quantize_dynamic``), or with ranges that are fixed by ``calibrate_with`` (``quantize_static``).
+        attention: ``fused``, one operator, or ``plain``, operators of the ONNX standard.
         calibrate_with: For int8, images and folders of images like those of training.
         check_with: Runtimes to compare with PyTorch: some of ``onnxruntime`` and ``openvino``.
         progress: Receives a line before each step that takes long.
@@ -184,7 +185,7 @@ def export_onnx(
     with replacing(out) as part:
         traced = part.with_suffix('.float32.onnx')
         progress('tracing')
-        _trace(detector, traced, config)
+        _trace(detector, traced, config, attention == 'fused')
         boxes, scores = _check(detector, traced, out, check_with, progress)
         if int8:
             progress(f'quantizing{f", {len(images)} images" if images else ""}')
@@ -241,7 +242,7 @@ def _resize(cfg: Config) -> tuple[tuple[int, int], bool]:
     return (scale, scale) if isinstance(scale, int) else tuple(scale), bool(resize['keep_ratio'])
 
 
-def _trace(detector: Detector, path: Path, config: str | Path) -> None:
+def _trace(detector: Detector, path: Path, config: str | Path, fused: bool = True) -> None:
     """Write the traced graph to a file."""
     pixels = _pixels(detector, _scene(*CHECKED_SIZES[0]))
     dynamic = {name: {0: 'batch'} for name in _TENSORS}
@@ -252,7 +253,7 @@ def _trace(detector: Detector, path: Path, config: str | Path) -> None:
         try:
             # dynamo=True, the newer exporter, also works, but took 25 s instead of 1 s (docs/deploy.md)
             torch.onnx.export(
-                OnnxGraph(detector.model), (torch.from_numpy(pixels[None]),), str(path), dynamo=False,
+                OnnxGraph(detector.model, fused), (torch.from_numpy(pixels[None]),), str(path), dynamo=False,
                 opset_version=OPSET, input_names=_TENSORS[:1], output_names=_TENSORS[1:], dynamic_axes=dynamic)
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, NotImplementedError) as error:
             raise UserError(

@@ -6,7 +6,6 @@ from mmdet.models.layers.transformer.utils import ConditionalAttention
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-
 #: What is added to the scores of masked pairs: zero after softmax, and inside float16.
 MASKED = -1e4
 
@@ -29,12 +28,12 @@ class GraphOperators(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             q, k, v, takes_part = (*args, None)[:4]
-            # a mask of numbers: a boolean one adds IsNaN and Where over all pairs of tokens
+            # numbers: a boolean mask adds IsNaN and Where over all pairs of tokens
             mask = None if takes_part is None else torch.where(takes_part, 0.0, MASKED)
             if not self.fused:
                 return func(q, k, v, mask)
-            if mask is not None:
-                mask = mask + torch.zeros_like(mask).transpose(2, 3)  # the operator wants all pairs of tokens of a window
+            if mask is not None:  # for each pair of tokens of a window
+                mask = mask + torch.zeros_like(mask).transpose(2, 3)
             return _MultiHeadAttention.apply(q, k, v, mask, int(q.shape[1]))
         if func is F.interpolate and kwargs.get('mode') == 'bicubic':
             return resize_bicubic(args[0], kwargs['size'])

@@ -3,6 +3,7 @@
 import math
 import warnings
 
+import numpy as np
 import torch
 from mmcv.cnn.bricks.transformer import FFN, MultiheadAttention
 from mmcv.ops import MultiScaleDeformableAttention
@@ -12,10 +13,12 @@ from mmengine.model import BaseModule, bias_init_with_prob
 from torch import Tensor, nn
 
 from deit_detr.models.attention import replace_attention
+from deit_detr.models.box_ops import to_device
 from deit_detr.models.deformable_attention import PortableDeformableAttention
 from deit_detr.models.denoising import BatchedCdnQueryGenerator
 from deit_detr.models.ec_detr_head import ECDETRHead, mlp
 from deit_detr.models.lw_detr import LWDETR
+from deit_detr.models.tokens import inside_limits, odd_numbers, per_token
 
 
 class SharedValueAttention(PortableDeformableAttention):
@@ -187,21 +190,21 @@ class TokenSelection(nn.Module):
         nn.init.zeros_(self.delta[-1].weight)
         nn.init.zeros_(self.delta[-1].bias)
 
-    def forward(self, memory: Tensor, anchors: Tensor, padded: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, memory: Tensor, anchors: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Select the queries.
 
         Args:
             memory (Tensor): ``(images, tokens, channels)``.
             anchors (Tensor): Normalized box (cx, cy, w, h) at each token, ``(images, tokens, 4)``.
-            padded (Tensor, optional): bool, ``(images, tokens)``; True for tokens that must not be selected.
+            inside (Tensor): bool, ``(images or 1, tokens)``; False for tokens at the border and padding, which are
+                selected last.
 
         Returns:
             tuple[Tensor, Tensor, Tensor]: Contents ``(images, queries, channels)``, boxes ``(..., 4)`` and logits
             ``(..., classes)``.
         """
-        hidden = ~((anchors > 0.01) & (anchors < 0.99)).all(-1, keepdim=True)
-        if padded is not None:
-            hidden = hidden | padded[..., None]
+        sides = anchors[..., 2]
+        hidden = ~(inside & (sides > 0.01) & (sides < 0.99))[..., None]
         memory = memory.masked_fill(hidden, 0)
         scores = self.score(memory)
         index = scores.detach().amax(-1).topk(min(self.num_queries, memory.shape[1])).indices[..., None]
@@ -264,15 +267,24 @@ class ECDETR(LWDETR):
     def pre_transformer(self, img_feats: tuple[Tensor, ...], batch_data_samples: SampleList) -> tuple[dict, dict]:
         """Flatten the maps, and compute anchors and padding mask; in training also the denoising queries."""
         inputs, decoder_inputs = super().pre_transformer(img_feats, batch_data_samples)
+        shapes, device, padded = decoder_inputs['spatial_shapes'], inputs['memory'].device, inputs.pop('padded')
+        sizes = shapes if isinstance(shapes, Tensor) else to_device(np.array(shapes), device)
+        sizes, odd = per_token(sizes.flip(-1)[None], shapes), odd_numbers(shapes, device)
+        if padded is not None:  # both sides of the comparison in pixels: an image may end inside a token
+            odd = odd * to_device(np.array(batch_data_samples[0].batch_input_shape[1::-1]), device)
+            images = to_device(np.array([sample.img_shape[1::-1] for sample in batch_data_samples]), device)
+            sizes = sizes * images[:, None]
+        inside = inside_limits(odd, sizes)
+        inputs['inside'] = inside if padded is None else inside & ~padded
         if self.training:
             inputs['denoising'] = self.dn_query_generator(batch_data_samples)
         return inputs, decoder_inputs
 
     def pre_decoder(
-        self, memory: Tensor, anchors: Tensor, padded: Tensor | None, denoising: tuple | None = None,
+        self, memory: Tensor, anchors: Tensor, inside: Tensor, denoising: tuple | None = None,
     ) -> tuple[dict, dict]:
         """Select the queries, and put the denoising queries before them."""
-        query, boxes, scores = self.query_selection(memory, anchors, padded)
+        query, boxes, scores = self.query_selection(memory, anchors, inside)
         if denoising is None:
             return dict(query=query, boxes=boxes.detach()), {}
         contents, dn_boxes, mask, dn_meta = denoising

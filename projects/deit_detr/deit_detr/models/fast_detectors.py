@@ -26,7 +26,9 @@ from deit_detr.models.fast_detr import FastDETR
 from deit_detr.models.host_losses import HostLosses
 from deit_detr.models.tokens import (
     encode_boxes,
+    inside_limits,
     map_sizes,
+    odd_numbers,
     per_token,
     sine_encoding,
     sine_periods,
@@ -185,19 +187,19 @@ class FastDeformableDETR(WeightsCastOnce, HostLosses, CompiledLayers, HeadInFloa
             tuple[Tensor, Tensor]: Projected tokens ``(images, tokens, channels)``, and their anchors (cx, cy, w, h)
             before the sigmoid, ``(images or 1, tokens, 4)``. They are zero and infinite for padding and at the border.
         """
-        if isinstance(spatial_shapes, Tensor):
-            return super().gen_encoder_output_proposals(memory, memory_mask, spatial_shapes)
         if memory_mask is None:
-            valid = to_device(map_sizes(spatial_shapes)[None], memory.device)
+            valid = spatial_shapes if isinstance(spatial_shapes, Tensor) else to_device(
+                np.array(spatial_shapes), memory.device)
+            valid = valid.flip(-1)[None]
         else:
             maps = (~memory_mask).split([rows * columns for rows, columns in spatial_shapes], 1)
             maps = [x.unflatten(1, shape) for x, shape in zip(maps, spatial_shapes, strict=True)]
             valid = torch.stack([torch.stack([x[:, 0].sum(1), x[:, :, 0].sum(1)], -1) for x in maps], 1)
-        centres = to_device(token_centres(spatial_shapes), memory.device) / per_token(valid, spatial_shapes)
+        valid, odd = per_token(valid, spatial_shapes), odd_numbers(spatial_shapes, memory.device)
         sides = 0.05 * 2.0 ** torch.arange(len(spatial_shapes), dtype=torch.float32, device=memory.device)
-        sides = per_token(sides.view(1, -1, 1).expand(len(centres), -1, 2), spatial_shapes)
-        anchors = torch.cat([centres, sides], -1)
-        hidden = ~((anchors > 0.01) & (anchors < 0.99)).all(-1, keepdim=True)
+        sides = per_token(sides.view(1, -1, 1).expand(len(valid), -1, 2), spatial_shapes)
+        anchors = torch.cat([0.5 * odd / valid, sides], -1)
+        hidden = ~(inside_limits(odd, valid) & (sides < 0.99).all(-1))[..., None]
         if memory_mask is not None:
             hidden = hidden | memory_mask[..., None]
         anchors = (anchors / (1 - anchors)).log().masked_fill(hidden, torch.inf)

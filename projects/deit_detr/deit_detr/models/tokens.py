@@ -5,6 +5,8 @@ import torch
 from mmdet.structures import SampleList
 from torch import Tensor
 
+from deit_detr.models.box_ops import to_device
+
 
 def map_sizes(shapes: list[tuple[int, int]]) -> np.ndarray:
     """Return (columns, rows) of maps of (rows, columns), float32 ``(maps, 2)``."""
@@ -38,6 +40,36 @@ def valid_tokens(batch_data_samples: SampleList, shapes: list[tuple[int, int]]) 
             pixels = np.arange(shape[axis], dtype=np.float32) * (np.float32(whole) / np.float32(shape[axis]))
             valid[:, level, 1 - axis] = (np.minimum(pixels.astype(int), whole - 1) < sides[:, None]).sum(1)
     return valid
+
+
+def odd_numbers(shapes: list[tuple[int, int]] | Tensor, device: torch.device) -> Tensor:
+    """Return twice the centre (x, y) of each token, ``2 * index + 1``, int64 ``(tokens of all maps, 2)``.
+
+    Args:
+        shapes (list[tuple[int, int]]): (rows, columns) of each map; a tensor in ONNX export.
+        device (torch.device): Device of the result.
+    """
+    if not isinstance(shapes, Tensor):
+        return to_device((2 * token_centres(shapes)).astype(np.int64), device)
+    grids = [torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing='ij') for rows, columns in shapes]
+    return torch.cat([torch.stack([x, y], -1).flatten(0, 1) for y, x in grids]) * 2 + 1
+
+
+def inside_limits(odd: Tensor, sizes: Tensor) -> Tensor:
+    """Return whether tokens are strictly inside (0.01, 0.99) of an image, as mmdet decides where to make proposals.
+
+    mmdet compares ``(index + 0.5) / size`` in float32, which is on the limit where 100 * (index + 0.5) is ``size`` or
+    99 times that: the last of 50 rows. A quotient with another last bit would change sides. Whole numbers are never
+    rounded, and the result is mmdet's for all sizes up to 4096 (``test_proposals_are_where_mmdet_makes_them``).
+
+    Args:
+        odd (Tensor): See :func:`odd_numbers`, int64 ``(..., 2)``.
+        sizes (Tensor): Columns and rows of the image, int64, broadcast against ``odd``.
+
+    Returns:
+        Tensor: bool, ``(...)``.
+    """
+    return ((odd * 50 > sizes) & (odd * 50 < sizes * 99)).all(-1)
 
 
 def per_token(x: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
