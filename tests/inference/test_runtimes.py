@@ -193,10 +193,11 @@ def test_each_runtime_has_to_agree(files, tmp_path, monkeypatch):
 def test_calibrated_int8(model, calibrated, run_onnx):
     graph = onnx.load(calibrated).graph
     assert {entry.key: entry.value for entry in onnx.load(calibrated).metadata_props}['precision'] == 'int8, calibrated'
-    assert calibrated.stat().st_size < 0.6 * model.stat().st_size
+    assert calibrated.stat().st_size < 0.7 * model.stat().st_size
     quantized = {node.output[0] for node in graph.node if node.op_type == 'DequantizeLinear'}
     layers = [node.name for node in graph.node if node.op_type == 'MatMul' and set(node.input) <= quantized]
-    assert len(layers) > 15 and [output.name for output in graph.output] == ['boxes', 'scores', 'labels']
+    assert len(layers) > 15 and not [name for name in layers if 'backbone' in name], 'its first three layers are all'
+    assert [output.name for output in graph.output] == ['boxes', 'scores', 'labels']
     image = image_of(320, 240)
     exact, found = (run_onnx.OnnxDetector(path, 1)(image) for path in (model, calibrated))
     assert 0 < np.abs(found[1] - exact[1]).max() < 0.5 and np.isfinite(found[0]).all()
