@@ -61,6 +61,7 @@ class _MultiHeadAttention(torch.autograd.Function):
             none.setType(torch._C.OptionalType.ofTensor())
             inputs += [none, none, mask]  # neither a bias nor a mask of keys
         out = g.op('com.microsoft::MultiHeadAttention', *inputs, num_heads_i=heads)
+        out.setType(v.type().with_sizes([None] * 3))  # PyTorch does not know it, and ONNX's checker wants it
         return swap(reshape(out, 0, 0, heads, -1))
 
 

@@ -56,7 +56,7 @@ class WindowedViT(VisionTransformer):
         batch = x.shape[0]  # of the input: after patch_embed, ONNX export makes it a constant
         x, size = self.patch_embed(x)
         x = x + resize_pos_embed(self.pos_embed, self.patch_resolution, size, self.interpolate_mode, 0)
-        x = self.pre_norm(self.drop_after_pos(x))
+        x = self.pre_norm(self.drop_after_pos(x.contiguous()))  # patch_embed's order would stay to the last layer
         windows = self.windows(size, x.device)
         of_layer = () if windows.is_map else (windows, windows.mask(batch))
 
