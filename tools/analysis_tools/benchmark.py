@@ -16,9 +16,12 @@ Examples:
     python tools/analysis_tools/benchmark.py recipes --configs A.py B.py --size 240 320
     python tools/analysis_tools/benchmark.py data --workers 0 1 2
     python tools/analysis_tools/benchmark.py convert --root scannet_frames_25k --workers 1 2
+    python tools/analysis_tools/benchmark.py deploy CONFIG CHECKPOINT --calibrate-with data/train
+    python tools/analysis_tools/benchmark.py deploy model.onnx int8.onnx --ann-file data/val.json --image-root data/val
 """
 
 import argparse
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -30,6 +33,7 @@ from deit_detr.machine import GB, describe
 from deit_detr.measuring.benchmark import measure
 from deit_detr.measuring.costs import count_parameters, forward_flops, largest_batch, matmul_rate, recipe_cost
 from deit_detr.measuring.data_speed import loader_rate, pipeline_times
+from deit_detr.measuring.deploy import deployed_rows, measure_deployed
 from deit_detr.measuring.gpu import (
     FAMILIES,
     RECIPES,
@@ -53,8 +57,11 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        'task', choices=['train', 'infer', 'head', 'deformable', 'gpu', 'operators', 'recipes', 'data', 'convert'],
-        help='what to measure')
+        'task', help='what to measure', choices=[
+            'train', 'infer', 'head', 'deformable', 'gpu', 'operators', 'recipes', 'data', 'convert', 'deploy'])
+    parser.add_argument(
+        'files', nargs='*', metavar='FILE',
+        help='of deploy: ONNX files, or config and checkpoint, which are exported, or both')
     parser.add_argument('--config', default=str(FAST), help='the recipe (default: the fast twin of the seed recipe)')
     parser.add_argument(
         '--configs', nargs='+', metavar='CONFIG',
@@ -86,7 +93,8 @@ def parse_args() -> argparse.Namespace:
 
     gpu = parser.add_argument_group('gpu', 'a fixed list of rows; --steps and --warmup also apply')
     gpu.add_argument(
-        '--rows', nargs='+', metavar='REGEX', default=[''], help="only rows with this in their names: 'train lw-detr,'")
+        '--rows', nargs='+', metavar='REGEX', default=[''],
+        help="only rows with this in their names: 'train lw-detr,'; also of deploy")
     gpu.add_argument('--minutes', type=float, default=4.5, help='begin no row after this time (default: 4.5)')
     gpu.add_argument(
         '--against', metavar='FILE', help='JSON file of an earlier run on the same GPU model: also print the ratios')
@@ -96,7 +104,20 @@ def parse_args() -> argparse.Namespace:
     data.add_argument('--workers', type=int, nargs='+', default=[0, 1, 2], help='numbers of processes (default: 0 1 2)')
     data.add_argument('--images', type=int, default=200, help='images to load (default: 200)')
     data.add_argument('--root', metavar='SCANNET_ROOT', help='folder to convert: scannet_frames_25k')
+
+    deployed = parser.add_argument_group(
+        'deploy', 'each runtime that is installed, in turns; --size, --steps and --warmup also apply')
+    deployed.add_argument('--threads', type=int, default=1, help='CPU threads (default: 1)')
+    deployed.add_argument('--ann-file', help='annotations in COCO format: also measure AP')
+    deployed.add_argument('--image-root', help='folder that the file names in --ann-file are relative to')
+    deployed.add_argument(
+        '--calibrate-with', nargs='+', default=[], metavar='IMAGES',
+        help='images or folders of images: also export a calibrated int8 file')
     args = parser.parse_args()
+    if args.files and args.task != 'deploy':
+        parser.error(f'{args.task} takes no files: see --config and --configs')
+    if (args.ann_file is None) != (args.image_root is None):
+        parser.error('--ann-file and --image-root need each other')
     several = args.task == 'gpu' and not args.dry_run
     args.steps = args.steps or (10 if several else 1 if args.task == 'gpu' else 5)
     args.warmup = (3 if several else 1) if args.warmup is None else args.warmup
@@ -247,6 +268,54 @@ def convert(args: argparse.Namespace) -> dict:
     return dict(seconds=seconds)
 
 
+def deploy(args: argparse.Namespace) -> dict:
+    """Measure a deployed model in every runtime and precision that is installed."""
+    import cv2
+    import numpy as np
+
+    given = list(map(Path, args.files))
+    files = [file for file in given if file.suffix == '.onnx']
+    trained = tuple(file for file in given if file.suffix != '.onnx')
+    if len(trained) not in (0, 2) or not given:
+        raise UserError('deploy needs ONNX files, or a config and a checkpoint, or both')
+    for file in given:
+        if not file.is_file():
+            raise UserError(f'{file}: no such file')
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        if not files:
+            files = export_all(*trained, folder, args.calibrate_with)
+        rows = [row for row in deployed_rows(files, trained or None) if re.search('|'.join(args.rows), row.name)]
+        image = folder / 'image.png'
+        areas = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        cv2.imwrite(str(image), cv2.resize(areas, args.size[::-1]))
+        results = measure_deployed(
+            rows, REPO / 'tools/deployment/run_onnx.py', image, args.steps, args.warmup, args.threads,
+            args.ann_file and (Path(args.image_root), Path(args.ann_file), folder))
+    print('\n| | MB | first result, s | CPU ms | wall ms | peak GB | AP | AP50 | boxes within, px | scores within |\n'
+          + '|---' * 10 + '|')
+    columns = dict(
+        megabytes='.1f', start_seconds='.1f', cpu_ms='.3g', wall_ms='.3g', peak_gb='.2f', ap='.4f', ap50='.4f',
+        box_difference='.2g', score_difference='.2g')
+    for row in results:
+        cells = [format(row[key], style) if key in row else '' for key, style in columns.items()]
+        print(f'| {row["name"]} | {row.get("error") or " | ".join(cells)} |')
+    return dict(deployed=results)
+
+
+def export_all(config: Path, checkpoint: Path, folder: Path, calibrate_with: list[str]) -> list[Path]:
+    """Export a model in float32 and int8, and with images also in calibrated int8; return the files."""
+    from deit_detr.inference.export import export_onnx
+
+    kinds = dict(float32={}, int8=dict(int8=True))
+    if calibrate_with:
+        kinds['calibrated'] = dict(int8=True, calibrate_with=calibrate_with)
+    for name, options in kinds.items():
+        print(f'exporting {name}', flush=True)
+        export_onnx(config, checkpoint, folder / f'{name}.onnx', **options)
+    return [folder / f'{name}.onnx' for name in kinds]
+
+
 def main() -> None:
     """Measure, print a table and write the JSON file."""
     args = parse_args()
@@ -255,7 +324,8 @@ def main() -> None:
             raise UserError(f'{config}: no such config file')
     machine = describe()
     print(f'{machine["device"]}; torch {machine["torch"]}; commit {machine["commit"]}\n', flush=True)
-    tasks = dict(gpu=gpu, operators=operators, recipes=recipes, data=data, convert=convert)
+    tasks = dict(gpu=gpu, operators=operators, recipes=recipes, data=data, convert=convert,
+                 deploy=deploy)
     numbers = tasks.get(args.task, compare if args.find_batch is None else find_batch)(args)
     if args.json:
         write_json(args.json, dict(command=vars(args), machine=machine, **numbers))

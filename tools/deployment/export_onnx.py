@@ -6,12 +6,17 @@ Batch, height and width are dynamic. The file is written only if its results agr
 Examples:
     python tools/deployment/export_onnx.py CONFIG.py CHECKPOINT.pth --out model.onnx
     python tools/deployment/export_onnx.py CONFIG.py CHECKPOINT.pth --out model-int8.onnx --int8
+    python tools/deployment/export_onnx.py CONFIG.py CHECKPOINT.pth --out model-int8.onnx --int8 \
+        --calibrate-with data/train --check-with onnxruntime openvino
 """
 
 import argparse
+import time
 
 from deit_detr.command_line import run_cli
 from deit_detr.inference.export import export_onnx
+from deit_detr.inference.quantize import CALIBRATION_IMAGES
+from deit_detr.inference.runtimes import NAMES
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,17 +31,27 @@ def parse_args() -> argparse.Namespace:
         '--attention', choices=('fused', 'plain'), default='fused',
         help='one operator of ONNX Runtime, OpenVINO and onnxruntime-web (default), or operators of the standard, for '
              'other runtimes: more memory')
+    parser.add_argument(
+        '--calibrate-with', nargs='+', default=[], metavar='IMAGES',
+        help='for --int8, images or folders of images: fix the ranges of activations with at most '
+             f'{CALIBRATION_IMAGES} of them, which makes it faster, above all in OpenVINO')
+    parser.add_argument(
+        '--check-with', nargs='+', choices=NAMES, default=['onnxruntime'],
+        help='runtimes to compare with PyTorch (default: onnxruntime)')
     return parser.parse_args()
 
 
 def main() -> None:
     """Export the detector and print the differences from PyTorch."""
     args = parse_args()
-    exported = export_onnx(args.config, args.checkpoint, args.out, args.int8, attention=args.attention)
+    start = time.perf_counter()
+    exported = export_onnx(
+        args.config, args.checkpoint, args.out, args.int8, args.attention, args.calibrate_with, args.check_with,
+        lambda step: print(f'{time.perf_counter() - start:5.0f} s  {step}', flush=True))
     print(f'{args.out}: {exported.megabytes:.1f} MB, {"int8" if args.int8 else "float32"}; batch, height and width are '
           'dynamic')
-    print(f'{"before quantization, " if args.int8 else ""}ONNX Runtime and PyTorch differ by '
-          f'{exported.box_difference:.2g} pixels and scores by {exported.score_difference:.2g}')
+    print(f'{"before quantization, " if args.int8 else ""}{" and ".join(NAMES[name] for name in args.check_with)} and '
+          f'PyTorch differ by {exported.box_difference:.2g} pixels and scores by {exported.score_difference:.2g}')
 
 
 if __name__ == '__main__':

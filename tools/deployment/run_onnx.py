@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Detect objects with an exported model; this file needs only onnxruntime, NumPy and OpenCV.
+"""Detect objects with an exported model; this file needs only NumPy, OpenCV, and onnxruntime or openvino.
 
 Everything about the model is read from the model file. Images are resized by OpenCV, as in training and evaluation:
 bilinear filters of other libraries give different pixels, and thus different boxes.
@@ -7,6 +7,8 @@ bilinear filters of other libraries give different pixels, and thus different bo
 Examples:
     pip install onnxruntime numpy opencv-python-headless
     python tools/deployment/run_onnx.py model.onnx room.jpg other.jpg --out-dir found
+    pip install openvino  # in place of onnxruntime: faster on most CPUs, see docs/deploy.md
+    python tools/deployment/run_onnx.py model.onnx room.jpg --runtime openvino --precision bfloat16
     # to measure AP: an annotation file in COCO format, and the folder that its file names are relative to
     python tools/deployment/run_onnx.py model.onnx data/val --ann-file data/val.json --coco-json results.bbox.json
 
@@ -24,11 +26,17 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
-import onnxruntime
 
+#: What can run the file, the execution providers of ONNX Runtime, and OpenVINO's names of precisions.
+RUNTIMES = 'onnxruntime', 'openvino'
+PROVIDERS = dict(cpu='CPUExecutionProvider', cuda='CUDAExecutionProvider', tensorrt='TensorrtExecutionProvider')
+PRECISIONS = dict(float32='f32', bfloat16='bf16')
+#: Default folder of compiled models, of OpenVINO and TensorRT.
+CACHE_DIR = Path('~/.cache/run_onnx')
 #: Largest ratio of the sides of an image, as in ``demo.py``.
 MAX_ASPECT = 20
 
@@ -37,38 +45,119 @@ class InputError(ValueError):
     """Bad input; the message names the file and what is wrong with it."""
 
 
+def onnxruntime_session(path: str, threads: int, provider: str, cache_dir: Path | None):
+    """Open a file in ONNX Runtime; see :class:`OnnxDetector`."""
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    if PROVIDERS[provider] not in available:
+        raise InputError(f'--provider {provider}: this onnxruntime only has {", ".join(available)}; others are in '
+                         'onnxruntime-gpu, installed without onnxruntime beside it')
+    names = list(PROVIDERS)[: list(PROVIDERS).index(provider) + 1][::-1]  # what one cannot run, the next one runs
+    options = dict(cpu={}, cuda=dict(use_tf32='0'), tensorrt={} if cache_dir is None else dict(
+        trt_engine_cache_enable='True', trt_engine_cache_path=str(cache_dir)))
+    if provider != 'cpu' and hasattr(onnxruntime, 'preload_dlls'):
+        onnxruntime.preload_dlls()  # of CUDA, from NVIDIA's packages in this environment
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.log_severity_level = 4  # errors are raised as exceptions
+    session = onnxruntime.InferenceSession(
+        path, settings, providers=[(PROVIDERS[name], options[name]) for name in names])
+    if session.get_providers()[0] != PROVIDERS[provider]:  # it goes on without a word
+        raise InputError(f'--provider {provider}: ONNX Runtime cannot load it: CUDA, cuDNN or TensorRT is missing')
+    return session
+
+
+class OpenVinoSession:
+    """A file in OpenVINO on the CPU, with the methods of ONNX Runtime's session; see :class:`OnnxDetector`.
+
+    The first shape that is run gets a model of its own, which takes about 3/4 of the time of one of any shape. All
+    other shapes share one of the latter kind.
+    """
+
+    def __init__(self, path: str, threads: int, precision: str, cache_dir: Path | None) -> None:
+        sys.modules.setdefault('openvino_telemetry', None)  # or this import sends usage data to its makers
+        import openvino
+
+        self.core, self.path, self.models = openvino.Core(), path, {}
+        if precision == 'bfloat16' and 'BF16' not in self.core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
+            raise InputError('--precision bfloat16: this CPU cannot compute in it')
+        # unless told otherwise, OpenVINO computes in bfloat16 where the CPU can
+        self.options = dict(INFERENCE_PRECISION_HINT=PRECISIONS[precision], PERFORMANCE_HINT='LATENCY')
+        self.options |= dict(INFERENCE_NUM_THREADS=threads) if threads else {}
+        self.options |= {} if cache_dir is None else dict(CACHE_DIR=str(cache_dir))
+        information = self.core.read_model(path).rt_info
+        self.metadata = {key: value.astype(str) for key, value in information['framework'].items()} \
+            if 'framework' in information else {}
+
+    def get_modelmeta(self) -> SimpleNamespace:
+        """Return the metadata of the file."""
+        return SimpleNamespace(custom_metadata_map=self.metadata)
+
+    def run(self, _, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Return all outputs for ``images``, uint8 ``(batch, height, width, 3)``."""
+        images = inputs['images']
+        shape = images.shape if not self.models or images.shape in self.models else None
+        if shape not in self.models:
+            model = self.core.read_model(self.path)
+            if shape is not None:
+                model.reshape(list(shape))
+            self.models[shape] = self.core.compile_model(model, 'CPU', self.options)
+        results = self.models[shape](images)
+        return [results[index].copy() for index in range(len(results))]
+
+
 class OnnxDetector:
     """A detector from an ONNX file written by ``export_onnx.py``.
 
     Args:
         path: The file.
-        threads: CPU threads; 0 lets ONNX Runtime choose.
+        threads: CPU threads; 0 lets the runtime choose.
+        runtime: ``onnxruntime`` or ``openvino``.
+        precision: ``float32``, or ``bfloat16`` for OpenVINO on a CPU that has it: faster, and other boxes.
+        provider: ``cpu``, or for ONNX Runtime ``cuda`` or ``tensorrt``.
+        cache_dir: Folder for the compiled models of OpenVINO and TensorRT, which later starts load; it is made.
 
     Attributes:
         classes: Class names in label order.
         colours: (red, green, blue) of each class, in 0..255.
 
     Raises:
-        InputError: If the file cannot be used.
+        InputError: If the file cannot be used, or the runtime, provider or precision is not there.
     """
 
-    def __init__(self, path: str | Path, threads: int = 0) -> None:
+    def __init__(
+        self, path: str | Path, threads: int = 0, runtime: str = RUNTIMES[0], precision: str = 'float32',
+        provider: str = 'cpu', cache_dir: str | Path | None = None,
+    ) -> None:
         if not Path(path).is_file():
             raise InputError(f'{path}: no such model file')
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # errors are raised as exceptions
+        if runtime == 'openvino' and provider != 'cpu':
+            raise InputError(f'--provider {provider} is for --runtime onnxruntime')
+        if runtime == 'onnxruntime' and precision != 'float32':
+            raise InputError(f'--precision {precision} is for --runtime openvino alone')
+        if cache_dir is not None:
+            cache_dir = Path(cache_dir).expanduser()
+            try:
+                cache_dir.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f'{cache_dir}: cannot be written ({error.strerror}): see --cache-dir') from error
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+            self.session = onnxruntime_session(str(path), threads, provider, cache_dir) if runtime == 'onnxruntime' \
+                else OpenVinoSession(str(path), threads, precision, cache_dir)
             metadata = self.session.get_modelmeta().custom_metadata_map
             self.classes = json.loads(metadata['classes'])
             palette = json.loads(metadata['palette'])
             self.resize_scale = json.loads(metadata['resize_scale'])
             self.keep_ratio = json.loads(metadata.get('keep_ratio', 'true'))  # older files always keep it
+        except InputError:
+            raise
+        except ImportError as error:
+            raise InputError(f'{error}: pip install {runtime}') from error
         except KeyError as error:
             raise InputError(f'{path}: has no {error} in its metadata: it was not written by export_onnx.py') from error
-        except Exception as error:  # onnxruntime's exceptions have no common base class
-            raise InputError(f'{path}: cannot be loaded ({error})') from error
+        except Exception as error:  # the runtimes' exceptions have no common base class
+            raise InputError(f'{path}: cannot be loaded ({" ".join(str(error).split())})') from error
         random = np.random.default_rng(0).integers(0, 256, (len(self.classes), 3))
         self.colours = [tuple(map(int, colour)) for colour in (random if palette is None else palette)]
 
@@ -251,7 +340,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('images', nargs='+', type=Path, help='image files, or the folder of the images of --ann-file')
     parser.add_argument('--out-dir', type=Path, help='folder for pictures of the detections, one per image')
     parser.add_argument('--score-thr', type=float, default=0.3, help='minimum score, 0 to 1 (default: 0.3)')
-    parser.add_argument('--threads', type=int, default=0, help="CPU threads (default: ONNX Runtime's choice)")
+    parser.add_argument('--threads', type=int, default=0, help="CPU threads (default: the runtime's choice)")
+    parser.add_argument('--runtime', choices=RUNTIMES, default=RUNTIMES[0], help=f'(default: {RUNTIMES[0]})')
+    parser.add_argument(
+        '--precision', choices=PRECISIONS, default='float32',
+        help='of --runtime openvino (default: float32); bfloat16 is faster where the CPU has it, and moves boxes')
+    parser.add_argument(
+        '--provider', choices=PROVIDERS, default='cpu',
+        help='of --runtime onnxruntime (default: cpu); the others need onnxruntime-gpu')
+    parser.add_argument(
+        '--cache-dir', default=str(CACHE_DIR),
+        help=f"folder for the compiled models of OpenVINO and TensorRT (default: {CACHE_DIR}; '' keeps none)")
     parser.add_argument('--ann-file', type=Path, help='annotations in COCO format; detect objects in their images')
     parser.add_argument('--coco-json', type=Path, help='COCO results file to write, with all scores')
     args = parser.parse_args()
@@ -265,7 +364,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Load the model and detect objects."""
     args = parse_args()
-    detector = OnnxDetector(args.model, args.threads)
+    compiles = args.runtime == 'openvino' or args.provider == 'tensorrt'
+    detector = OnnxDetector(
+        args.model, args.threads, args.runtime, args.precision, args.provider,
+        (args.cache_dir or None) if compiles else None)
     if args.ann_file is not None:
         write_coco_results(detector, args.images[0], args.ann_file, args.coco_json)
     else:

@@ -1,11 +1,10 @@
 """Export of a trained detector to an ONNX file, which is checked against PyTorch before it is written."""
 
 import copy
-import importlib.util
 import json
-import logging
 import types
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +24,13 @@ from deit_detr.errors import UserError
 from deit_detr.files import replacing
 from deit_detr.inference.detector import Detector, load, quiet
 from deit_detr.inference.onnx_operators import GraphOperators, use_sdpa
+from deit_detr.inference.quantize import calibration_images, quantize_dynamic_file, quantize_static_file
+from deit_detr.inference.runtimes import NAMES, need, run_file
 from deit_detr.models.attention import replace_attention
 from deit_detr.models.fast_detr_head import best_detections
 from deit_detr.models.preprocessor import FastDataPreprocessor
 
-#: Largest allowed differences between ONNX Runtime and PyTorch: of boxes in pixels of the input image, and of scores.
+#: Largest allowed differences between a runtime and PyTorch: of boxes in pixels of the input image, and of scores.
 BOX_TOLERANCE, SCORE_TOLERANCE = 0.5, 1e-3
 OPSET = 17  # the first with LayerNormalization; 16 brought GridSample
 #: (width, height) of the seeded images of the check; the first size is traced, and checked with a batch of two.
@@ -143,50 +144,64 @@ class OnnxGraph(nn.Module):
 
 def export_onnx(
     config: str | Path, checkpoint: str | Path, out: str | Path, int8: bool = False, attention: str = 'fused',
+    calibrate_with: Iterable[str | Path] = (), check_with: Sequence[str] = ('onnxruntime',),
+    progress: Callable[[str], None] = lambda text: None,
 ) -> Exported:
     """Export a trained detector to an ONNX file with dynamic batch, height and width.
 
-    ONNX Runtime and PyTorch are compared on seeded images of two sizes, one of them in a batch of two; the file is
+    Each runtime is compared with PyTorch on seeded images of two sizes, one of them in a batch of two; the file is
     written only if they agree. Its metadata holds the classes, their colours and the image size.
 
     Args:
         config: Config file.
         checkpoint: Its checkpoint.
         out: File to write, ``*.onnx``. An existing file is replaced; missing folders are made.
-        int8: Whether to store the weights of the linear layers in 8 bits (``quantize_dynamic``).
+        int8: Whether to store the weights of the linear layers in 8 bits. Their inputs are quantized while the model
+            runs (``quantize_dynamic``), or with ranges that are fixed by ``calibrate_with`` (``quantize_static``).
         attention: ``fused``, one operator, or ``plain``, operators of the ONNX standard.
+        calibrate_with: For int8, images and folders of images like those of training.
+        check_with: Runtimes to compare with PyTorch: some of ``onnxruntime`` and ``openvino``.
+        progress: Receives a line before each step that takes long.
 
     Returns:
         Exported: Size and differences.
 
     Raises:
-        UserError: If onnx or onnxruntime is not installed, the model or its test pipeline cannot be exported, the
+        UserError: If onnx or a runtime is not installed, the model or its test pipeline cannot be exported, the
             result differs from PyTorch, or the file cannot be written.
     """
     out = Path(out)
-    for package in ('onnx', 'onnxruntime'):
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f'the export needs {package}: pip install -r requirements/optional.txt')
+    need('onnx', *check_with, *(['onnxruntime'] if int8 else []))
+    images = calibration_images(calibrate_with) if calibrate_with else []
+    if images and not int8:
+        raise UserError('images to calibrate with are for int8')
     if out.suffix != '.onnx':
         raise UserError(f'{out}: the name has to end in .onnx')
     cfg = read_config(config)
     if 'model' in cfg:
         cfg.model.pop('compile', None)  # tracing does not support compiled modules
     detector = load(copy.deepcopy(cfg), checkpoint, 'cpu')
-    metadata = _metadata(detector, cfg, checkpoint, int8)
+    metadata = _metadata(detector, cfg, checkpoint, 'int8, calibrated' if images else 'int8' if int8 else 'float32')
     with replacing(out) as part:
         traced = part.with_suffix('.float32.onnx')
+        progress('tracing')
         _trace(detector, traced, config, attention == 'fused')
-        boxes, scores = _check(detector, traced, out)
+        boxes, scores = _check(detector, traced, out, check_with, progress)
         if int8:
-            _quantize(detector, traced, part)
+            progress(f'quantizing{f", {len(images)} images" if images else ""}')
+            if images:
+                quantize_static_file(traced, part, (_pixels(detector, detector.read(image))[None] for image in images))
+            else:
+                quantize_dynamic_file(traced, part)
+            for runtime in check_with:  # a runtime may not run what was written
+                run_file(part, [_pixels(detector, _scene(*CHECKED_SIZES[0]))[None]], runtime)
         else:
             traced.replace(part)
         _finish(part, metadata)
     return Exported(out.stat().st_size / 1e6, boxes, scores)
 
 
-def _metadata(detector: Detector, cfg: Config, checkpoint: str | Path, int8: bool) -> dict[str, str]:
+def _metadata(detector: Detector, cfg: Config, checkpoint: str | Path, precision: str) -> dict[str, str]:
     """Return the metadata of the file; raise UserError for a model or preprocessor that the graph does not support."""
     model = detector.model
     if not isinstance(model, DetectionTransformer) or not isinstance(model.backbone, VisionTransformer):
@@ -206,7 +221,7 @@ def _metadata(detector: Detector, cfg: Config, checkpoint: str | Path, int8: boo
         palette=json.dumps(None if palette == 'random' else palette),
         resize_scale=json.dumps(scale),
         keep_ratio=json.dumps(keep_ratio),
-        precision='int8' if int8 else 'float32',
+        precision=precision,
         config=Path(cfg.filename).name,
         checkpoint=Path(checkpoint).name)
 
@@ -246,22 +261,31 @@ def _trace(detector: Detector, path: Path, config: str | Path, fused: bool = Tru
                 f'{str(error).strip().splitlines()[0]}') from error
 
 
-def _check(detector: Detector, path: Path, out: Path) -> tuple[float, float]:
-    """Return the largest differences of boxes and scores between ONNX Runtime and PyTorch."""
+def _check(
+    detector: Detector, path: Path, out: Path, runtimes: Sequence[str], progress: Callable[[str], None],
+) -> tuple[float, float]:
+    """Return the largest differences of boxes and scores between any runtime and PyTorch."""
     batches = [[_scene(*CHECKED_SIZES[0], seed) for seed in (0, 1)], [_scene(*CHECKED_SIZES[1], 2)]]
     images = [np.stack([_pixels(detector, scene) for scene in scenes]) for scenes in batches]
-    worst = np.zeros(2)
-    for scenes, resized, results in zip(batches, images, _run(path, images), strict=True):
-        factor = [scenes[0].shape[axis] / resized.shape[1 + axis] for axis in (1, 0)] * 2
-        for index, (scene, boxes, scores, labels) in enumerate(zip(scenes, *results[:3], strict=True)):
-            with _Selection(*(torch.from_numpy(tokens[..., index, None, :]) for tokens in results[3:])):
-                difference = compare(detector, scene, boxes * np.float32(factor), scores, labels)
-            worst = np.maximum(worst, difference)
-    boxes, scores = worst.tolist()
-    if not (boxes <= BOX_TOLERANCE and scores <= SCORE_TOLERANCE):
-        raise UserError(
-            f'{out}: not written: ONNX Runtime and PyTorch disagree on a seeded image, by {boxes:.3g} pixels and '
-            f'scores by {scores:.3g} ({BOX_TOLERANCE} and {SCORE_TOLERANCE} are allowed)')
+    largest = np.zeros(2)
+    for runtime in runtimes:
+        progress(f'running {NAMES[runtime]}')
+        found = run_file(path, images, runtime)
+        progress(f'comparing {NAMES[runtime]} with PyTorch')
+        worst = np.zeros(2)
+        for scenes, resized, results in zip(batches, images, found, strict=True):
+            factor = [scenes[0].shape[axis] / resized.shape[1 + axis] for axis in (1, 0)] * 2
+            for index, (scene, boxes, scores, labels) in enumerate(zip(scenes, *results[:3], strict=True)):
+                with _Selection(*(torch.from_numpy(tokens[..., index, None, :]) for tokens in results[3:])):
+                    apart = compare(detector, scene, boxes * np.float32(factor), scores, labels)
+                worst = np.maximum(worst, apart)
+        boxes, scores = worst.tolist()
+        if not (boxes <= BOX_TOLERANCE and scores <= SCORE_TOLERANCE):
+            raise UserError(
+                f'{out}: not written: {NAMES[runtime]} and PyTorch disagree on a seeded image, by {boxes:.3g} pixels '
+                f'and scores by {scores:.3g} ({BOX_TOLERANCE} and {SCORE_TOLERANCE} are allowed)')
+        largest = np.maximum(largest, worst)
+    boxes, scores = largest.tolist()
     return boxes, scores
 
 
@@ -289,7 +313,13 @@ def compare(
     """
     expected = detector(image, score_thr=0).pred_instances
     a = tuple(expected[name].numpy() for name in ('bboxes', 'scores', 'labels'))
-    b = (boxes, scores, labels)
+    return difference(a, (boxes, scores, labels), score_thr, at_least)
+
+
+def difference(
+    a: tuple[np.ndarray, ...], b: tuple[np.ndarray, ...], score_thr: float = 0.3, at_least: int = 10,
+) -> tuple[float, float]:
+    """Return how much two sets of detections (boxes, scores, labels) differ from each other: see :func:`compare`."""
     least = min(score_thr, np.sort(a[1])[-min(at_least, len(a[1]))])
     boxes, scores = np.maximum(_nearest(a, b, least), _nearest(b, a, least)).tolist()
     return boxes, scores
@@ -323,37 +353,6 @@ def _scene(width: int, height: int, seed: int = 0) -> np.ndarray:
     edges = cv2.resize(areas, (width, height), interpolation=cv2.INTER_NEAREST)
     grain = generator.integers(-12, 13, smooth.shape)
     return (0.5 * smooth + 0.5 * edges + grain).clip(0, 255).astype(np.uint8)
-
-
-def _quantize(detector: Detector, source: Path, destination: Path) -> None:
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    graph = onnx.load(source).graph
-    ranks = {weight.name: len(weight.dims) for weight in graph.initializer}
-    logging.disable(logging.WARNING)  # advice to optimize the graph first
-    try:
-        # Nearly all weights are in MatMul; in 8 bits the patch convolution is slower on a CPU and less accurate. ONNX
-        # Runtime writes LW-DETR's three-dimensional weights of groups in int8, but cannot run them.
-        quantize_dynamic(
-            source, destination, op_types_to_quantize=['MatMul', 'Gemm'], per_channel=True,
-            weight_type=QuantType.QInt8, nodes_to_exclude=[
-                node.name for node in graph.node if any(ranks.get(name, 2) != 2 for name in node.input)])
-    finally:
-        logging.disable(logging.NOTSET)
-    # ONNX Runtime may not run what it wrote
-    _run(destination, [_pixels(detector, _scene(*CHECKED_SIZES[0]))[None]])
-
-
-def _run(path: Path, batches: list[np.ndarray]) -> list[list[np.ndarray]]:
-    """Run a file in ONNX Runtime; return its outputs for each batch."""
-    import onnxruntime
-
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-        return [session.run(None, {'images': images}) for images in batches]
-    except Exception as error:  # onnxruntime's exceptions have no common base class
-        raise UserError(f'ONNX Runtime cannot run the exported model, which is not written: {error}') from error
 
 
 def _finish(path: Path, metadata: dict[str, str]) -> None:

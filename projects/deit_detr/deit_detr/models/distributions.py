@@ -38,7 +38,8 @@ def mean_distances(logits: Tensor, values: Tensor) -> Tensor:
 def move_sides(boxes: Tensor, distances: Tensor) -> Tensor:
     """Move the sides of boxes (cx, cy, w, h) outwards by distances (left, top, right, bottom), ``(..., 4)`` each."""
     centres, sides = boxes.split(2, -1)
-    first, last = (distances / SCALE).split(2, -1)
+    # divided after the split: OpenVINO 2026.4 fails where a scale follows the product with bin_values()
+    first, last = (part / SCALE for part in distances.split(2, -1))
     return torch.cat([centres + (last - first) / 2 * sides, (1 + first + last) * sides], -1)
 
 

@@ -115,5 +115,6 @@ def encode_boxes(boxes: Tensor, periods: Tensor) -> Tensor:
     Returns:
         Tensor: ``(images, queries, 4 or 2 times num_feats)``.
     """
-    x, y, *sides = (2 * torch.pi * boxes).tensor_split((1, 2), -1)
-    return sine_encoding(torch.cat([y, x, *sides], -1), periods)
+    angles = 2 * torch.pi * boxes
+    # not tensor_split(), which becomes a loop over a sequence in ONNX: OpenVINO does not read it
+    return sine_encoding(torch.cat([angles[..., 1:2], angles[..., :1], angles[..., 2:]], -1), periods)

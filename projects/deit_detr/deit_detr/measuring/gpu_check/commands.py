@@ -14,6 +14,8 @@ from typing import TextIO
 import torch
 
 from deit_detr.inference.detector import load
+from deit_detr.inference.export import BOX_TOLERANCE, SCORE_TOLERANCE
+from deit_detr.measuring.deploy import onnx_providers, result_differences
 from deit_detr.measuring.gpu_check.rows import Check, Failed, Row, Skipped, in_turn, side_by_side
 from deit_detr.measuring.gpu_check.setting import Setting, variables
 from deit_detr.threads import cores
@@ -175,6 +177,25 @@ class Commands:
             'deployment/export_onnx.py', self.config, self.trained, '--out', self.folder / 'model.onnx',
         )).strip().split('\n')[-1]
 
+    def onnx_on_gpu(self) -> str:
+        """Check that ONNX Runtime finds the same on the GPU as on the CPU, but for near ties in one frame."""
+        model = self.folder / 'model.onnx'
+        if not importlib.util.find_spec('onnxruntime') or 'cuda' not in onnx_providers():
+            raise Skipped('onnxruntime-gpu is not installed')
+        if not model.is_file():
+            raise Skipped('no model: see the row of export_onnx.py')
+        results = {name: self.folder / f'onnx-{name}.bbox.json' for name in ('cpu', 'cuda')}
+        for name, file in results.items():
+            self.run(f'onnx-{name}', *self.python(
+                'deployment/run_onnx.py', model, self.setting.rooms / 'val', '--ann-file',
+                self.setting.rooms / 'scannet_objdet_val.json', '--coco-json', file, '--provider', name))
+        apart = sorted(result_differences(*results.values()))
+        (boxes, scores), worst = apart[-2], apart[-1]
+        if not (boxes <= BOX_TOLERANCE and scores <= SCORE_TOLERANCE):
+            raise Failed(f'boxes differ from the CPU by {boxes:.2g} px, scores by {scores:.2g}, in all but one frame')
+        return f'{len(apart)} frames: boxes within {boxes:.2g} px of the CPU, scores within {scores:.2g}; in one ' \
+               f'{worst[0]:.2g} px, {worst[1]:.2g}'
+
     def load(self) -> str:
         """Check deit_detr.load in this process, on an image file."""
         detector = load(self.config, self.trained)
@@ -205,7 +226,8 @@ def check_commands(setting: Setting, folder: Path, log: TextIO) -> Iterator[Row]
     with variables(dict(OMP_NUM_THREADS=threads, PATH=path)):
         yield from side_by_side(first, workers)
         yield from side_by_side(then, workers)
-    yield from in_turn([Check('deit_detr.load', commands.load)], log)
+    yield from in_turn([Check('deit_detr.load', commands.load),
+                        Check('run_onnx.py --provider cuda', commands.onnx_on_gpu)], log)
 
 
 def last_words(output: str) -> str:
