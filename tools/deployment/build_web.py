@@ -17,7 +17,6 @@ import argparse
 import base64
 import gzip
 import hashlib
-import re
 import shutil
 import subprocess
 import sys
@@ -90,8 +89,9 @@ def write_one_file(files: dict[str, bytes], out_dir: Path) -> None:
     parts += [f'<script type="application/gzip" id="{name}">'
               f'{base64.b64encode(gzip.compress(data, mtime=0)).decode()}</script>' for name, data in files.items()]
     changes = {
+        '<script src="page.js"></script>': '\n'.join([*parts, f'<script>{script}</script>']),
         "script-src 'self'": f"script-src 'sha256-{checksum}' blob:", "worker-src 'self'": 'worker-src blob:',
-        "connect-src 'self'; ": '', '<script src="page.js"></script>': '\n'.join([*parts, f'<script>{script}</script>'])}
+        "connect-src 'self'; ": ''}
     for old, new in changes.items():
         page = page.replace(old, new)
     out_dir.mkdir(parents=True, exist_ok=True)
