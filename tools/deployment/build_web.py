@@ -87,7 +87,7 @@ def write_one_file(files: dict[str, bytes], out_dir: Path) -> None:
     checksum = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = [f'<script type="text/plain" id="detector.js">{(WEB / "detector.js").read_text(encoding="utf-8")}</script>']
     parts += [f'<script type="application/gzip" id="{name}">'
-              f'{base64.b64encode(gzip.compress(data, mtime=0)).decode()}</script>' for name, data in files.items()]
+              f'{base64.b64encode(gzip.compress(data, 6, mtime=0)).decode()}</script>' for name, data in files.items()]
     changes = {
         '<script src="page.js"></script>': '\n'.join([*parts, f'<script>{script}</script>']),
         "script-src 'self'": f"script-src 'sha256-{checksum}' blob:", "worker-src 'self'": 'worker-src blob:',
@@ -120,8 +120,8 @@ def main() -> None:
         (write_one_file if args.one_file else write_folder)(files, args.out_dir)
     except OSError as error:
         raise InputError(f'{args.out_dir}: cannot be written ({error.strerror})') from error
-    size = sum(path.stat().st_size for path in args.out_dir.rglob('*') if path.is_file())
-    print(f'{args.out_dir / "index.html"}: {size / 1e6:.0f} MB{" with all" if not args.one_file else ""}')
+    size = sum(path.stat().st_size for path in args.out_dir.rglob('*') if path.is_file()) / 1e6
+    print(f'{args.out_dir / "index.html"}: {"" if args.one_file else "with the files beside it "}{size:.0f} MB')
 
 
 if __name__ == '__main__':
