@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import json
 import shutil
 import sys
 import threading
@@ -13,7 +14,10 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+from mmdet.visualization import get_palette
+from mmengine.config import Config
 
+from deit_detr.inference import export
 from tests.helpers.browser import browser as browser
 from tests.helpers.fork_server import start
 from tests.helpers.paths import REPO
@@ -211,6 +215,13 @@ def test_photographs(address, browser, run_onnx, small_onnx, indoor_photos):  # 
         found, error = detect(browser, path)
         assert error == ''
         check_equal(found, detector(run_onnx.read_image(path)))
+
+
+def test_colours_of_the_demo(detector_files, detector, monkeypatch):
+    """Classes without colours have those of mmdet's pictures, in every file."""
+    monkeypatch.setitem(detector.visualizer.dataset_meta, 'palette', 'random')
+    metadata = export._metadata(detector, Config.fromfile(detector_files[0]), detector_files[1], False)
+    assert json.loads(metadata['palette']) == [list(colour) for colour in get_palette('random', 20)]
 
 
 def test_builder_refuses_in_a_sentence(run, tmp_path):
