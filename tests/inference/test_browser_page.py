@@ -235,4 +235,6 @@ def test_builder_refuses_in_a_sentence(run, tmp_path):
     (tmp_path / 'dist/ort.wasm.bundle.min.mjs').write_text('another version')
     output = run(sys.executable, BUILD, 'model.onnx', *out, '--runtime', tmp_path, status=2)
     assert 'dist/ort.wasm.bundle.min.mjs: is not the file of onnxruntime-web@' in output
+    output = run(sys.executable, BUILD, 'model.onnx', *out, status=2, PATH='nowhere')
+    assert output.startswith('error: npm is not installed: install it, or give onnxruntime-web@')
     assert not (tmp_path / 'out').exists()

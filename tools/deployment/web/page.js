@@ -27,7 +27,7 @@ async function isolate() {
   const address = new URL(location.href);
   if (crossOriginIsolated || !navigator.serviceWorker || address.searchParams.has('threads')) return false;
   await navigator.serviceWorker.register('threads.js');
-  await navigator.serviceWorker.ready;
+  await Promise.race([navigator.serviceWorker.ready, new Promise((_, reject) => setTimeout(reject, 5000))]);
   address.searchParams.set('threads', '');
   location.replace(address);
   return true;
