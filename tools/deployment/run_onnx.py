@@ -218,16 +218,28 @@ class OnnxDetector:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read an image as BGR, uint8, as evaluation and ``demo.py`` do.
+    """Read an image file, see :func:`decode_image`.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    if not path.is_file():
+        raise InputError(f'{path}: {"cannot be read as an image" if path.exists() else "no such image file"}')
+    return decode_image(np.fromfile(path, np.uint8), str(path))
+
+
+def decode_image(data: np.ndarray, name: str) -> np.ndarray:
+    """Decode the bytes of an image file to BGR, uint8, as evaluation and ``demo.py`` do.
 
     It is rotated by its EXIF orientation and loses its transparency.
+
+    Args:
+        data: The bytes, uint8.
+        name: Name for messages.
 
     Raises:
         InputError: If it cannot be read, its pixels do not fit into 8 bits a channel, or it is a transparent TIFF.
     """
-    if not path.is_file():
-        raise InputError(f'{path}: {"cannot be read as an image" if path.exists() else "no such image file"}')
-    data = np.fromfile(path, np.uint8)
     head = data[:200].tobytes()
     is_tiff = head.startswith((b'II', b'MM'))
 
@@ -237,7 +249,7 @@ def read_image(path: Path) -> np.ndarray:
         except cv2.error:  # for an empty file
             image = None
         if image is None:
-            raise InputError(f'{path}: cannot be read as an image')
+            raise InputError(f'{name}: cannot be read as an image')
         return image
 
     # of TIFFs, OpenCV turns neither floating-point numbers nor 32-bit integers into colours
@@ -245,12 +257,12 @@ def read_image(path: Path) -> np.ndarray:
     brightest = re.match(rb'P[2356](?:\s+(?:#[^\n]*\n\s*)*(\d+)){3}\s', head)  # of PPM and PGM
     if image.dtype != np.uint8 or brightest and brightest[1] not in (b'1', b'255'):
         raise InputError(
-            f'{path}: its pixels are {image.dtype}{f" up to {int(brightest[1])}" if brightest else ""}, not 0 to '
+            f'{name}: its pixels are {image.dtype}{f" up to {int(brightest[1])}" if brightest else ""}, not 0 to '
             "255 in each channel. Convert all images alike, e.g. for 12 bits cv2.imwrite('new.png', (cv2.imread("
             "'old.png', cv2.IMREAD_UNCHANGED) / 4095 * 255).astype('uint8'))")
     if is_tiff:
         if image.ndim == 3 and image.shape[2] == 4 and image[..., 3].min() < 255:
-            raise InputError(f'{path}: a TIFF with transparency, by which OpenCV multiplies its colours: save it '
+            raise InputError(f'{name}: a TIFF with transparency, by which OpenCV multiplies its colours: save it '
                              'without, or as PNG')
         image = decode(cv2.IMREAD_COLOR)
     return image

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from mmdet.models import DetDataPreprocessor, DetectionTransformer
+from mmdet.visualization import get_palette
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmpretrain.models import VisionTransformer
@@ -218,7 +219,7 @@ def _metadata(detector: Detector, cfg: Config, checkpoint: str | Path, precision
     scale, keep_ratio = _resize(cfg)
     return dict(
         classes=json.dumps(detector.classes),
-        palette=json.dumps(None if palette == 'random' else palette),
+        palette=json.dumps(np.array(get_palette(palette, len(detector.classes))).tolist()),  # the demo's, if random
         resize_scale=json.dumps(scale),
         keep_ratio=json.dumps(keep_ratio),
         precision=precision,
