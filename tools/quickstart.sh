@@ -43,7 +43,7 @@ else
 fi
 config=$configs/$name.py
 work_dir=work_dirs/$name
-say "4/7 Training, 7 to 14 minutes on 2 cores. Pretrained weights: $weights"
+say "4/7 Training, about 15 minutes on one core. Pretrained weights: $weights"
 python tools/train.py $config --resume
 
 checkpoint=$(ls $work_dir/best_coco_bbox_mAP_epoch_*.pth | sort -V | tail -n 1)

@@ -209,10 +209,13 @@ def test_video_keeps_the_time_of_the_camera():
 
 
 def test_interrupt_ends_once():
-    before = signal.getsignal(signal.SIGINT)
-    with until_interrupted() as stopped:
-        signal.raise_signal(signal.SIGINT)
-        assert stopped.is_set()
-        with pytest.raises(KeyboardInterrupt):
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with until_interrupted() as stopped:
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+            assert stopped.is_set()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, outside)

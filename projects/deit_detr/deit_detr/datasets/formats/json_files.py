@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from deit_detr.datasets.formats.labels import (
+    MISSING,
     Box,
     Folder,
     Labels,
@@ -20,8 +21,6 @@ from deit_detr.datasets.formats.labels import (
     rectangle,
     turned,
 )
-
-MISSING = 'images missing, or several of this name'
 
 
 def _pick(folder: Folder, labels: Labels, wanted: type, *fields: str) -> dict[Path, dict | list]:

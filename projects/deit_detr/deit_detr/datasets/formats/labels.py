@@ -17,6 +17,8 @@ from deit_detr.errors import UserError
 
 SPLITS = ('train', 'val', 'test')
 IMAGE_SUFFIXES = frozenset(['.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.gif', '.ppm', '.pgm'])
+#: Why an image that a label file names is left out.
+MISSING = 'images missing, or several of this name'
 #: The largest YAML file that is read: a list of classes is far smaller.
 MAX_YAML = 1_000_000
 #: What malformed content raises when a reader takes it apart.

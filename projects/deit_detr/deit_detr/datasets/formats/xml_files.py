@@ -8,6 +8,7 @@ from xml.parsers import expat
 from tqdm import tqdm
 
 from deit_detr.datasets.formats.labels import (
+    MISSING,
     SPLITS,
     Box,
     Folder,
@@ -78,7 +79,7 @@ def read_voc(folder: Folder) -> Labels | None:
         image = (folder.find(path.stem + Path(name).suffix, path, split) or folder.find(name, path, split, loose=True)
                  or folder.find(f'{path.stem}.*', path, split))
         if image is None:
-            labels.left_out['images missing, or several of this name'].append(folder.name(path))
+            labels.left_out[MISSING].append(folder.name(path))
             continue
         picture = Picture(image, split)
         with labels.leaving_out('malformed sizes', folder.name(path)):
@@ -120,7 +121,7 @@ def read_cvat(folder: Folder) -> Labels | None:
                 split = folder.split_of(folder.root / (node.get('subset') or folder.name(path)))
                 image = folder.find(node.attrib['name'], path, split)
                 if image is None:
-                    labels.left_out['images missing, or several of this name'].append(node.attrib['name'])
+                    labels.left_out[MISSING].append(node.attrib['name'])
                     continue
                 split = split or folder.split_of(image, folders_only=True)
                 picture = Picture(image, split, size=(int(node.attrib['width']), int(node.attrib['height'])))

@@ -6,6 +6,7 @@ from tqdm import tqdm
 
 from deit_detr.datasets.formats.labels import (
     MALFORMED,
+    MISSING,
     SPLITS,
     Box,
     Folder,
@@ -92,7 +93,7 @@ def _images(folder: Folder, config: dict, labels: Labels) -> dict[Path, str]:
             if place in folder:  # a list of images
                 lines = [line.strip() for line in read_text(place).splitlines() if line.strip()]
                 paths = {line: folder.find(line, place, split, loose=True) for line in lines}
-                labels.left_out['images missing, or several of this name'] += [
+                labels.left_out[MISSING] += [
                     line for line in lines if not paths[line]]
                 of_split = list(filter(None, paths.values()))
             else:
