@@ -13,13 +13,14 @@ from tests.helpers.paths import REPO
 DINO = REPO / 'projects/deit_detr/configs/dino_deit-tiny_1xb4-8e_mini-scannet.py'
 
 
-def save_tiny(folder: Path, recipe: Path = DINO, model: str = '') -> tuple[Path, Path]:
+def save_tiny(folder: Path, recipe: Path = DINO, model: str = '', zeros: bool = True) -> tuple[Path, Path]:
     """Write ``config.py`` and ``epoch_1.pth``, whose weights make a few scores high; which ones depends on the image.
 
     Args:
         folder: Folder for the files.
         recipe: Config to inherit from.
         model: More fields of ``model``, as the text of a dict.
+        zeros: Whether branches and offsets are zero, as initially, and have no effect.
     """
     config, checkpoint = folder / 'config.py', folder / 'epoch_1.pth'
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,6 +42,11 @@ def save_tiny(folder: Path, recipe: Path = DINO, model: str = '') -> tuple[Path,
     for name, param in detector.named_parameters():
         if name.endswith('weight') and ('cls_branches' in name or 'fc_cls' in name):
             torch.nn.init.normal_(param, std=0.1 if 'branches' in name else 0.2)
+    if not zeros:
+        generator = torch.Generator().manual_seed(0)
+        for tensor in detector.state_dict().values():
+            if tensor.is_floating_point() and not tensor.any():
+                tensor.normal_(std=0.05, generator=generator)
     classes = DATASETS.get(cfg.test_dataloader.dataset.type).METAINFO['classes']
     torch.save(dict(state_dict=detector.state_dict(), meta=dict(dataset_meta=dict(classes=classes))), checkpoint)
     return config, checkpoint

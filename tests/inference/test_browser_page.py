@@ -21,7 +21,7 @@ from deit_detr.inference import export
 from tests.helpers.browser import browser as browser
 from tests.helpers.fork_server import start
 from tests.helpers.paths import REPO
-from tests.helpers.small_onnx import picture, run_onnx, small_onnx  # noqa: F401 - fixtures
+from tests.helpers.pictures import picture
 
 BUILD = REPO / 'tools/deployment/build_web.py'
 DETECTOR = (REPO / 'tools/deployment/web/detector.js').read_text()
@@ -31,7 +31,7 @@ READY = (
 
 
 @pytest.fixture(scope='module')
-def page(small_onnx, tmp_path_factory) -> Path:  # noqa: F811
+def page(small_onnx, tmp_path_factory) -> Path:
     """The page as a folder."""
     if shutil.which('npm') is None:
         pytest.skip('needs npm for onnxruntime-web (Debian: apt-get install npm)')
@@ -100,7 +100,7 @@ def requests(browser) -> list[str]:
     return [text.removeprefix('request of ') for text in browser.problems if text.startswith('request of ')]
 
 
-def test_boxes_of_run_onnx(page, address, browser, run_onnx, small_onnx, tmp_path):  # noqa: F811
+def test_boxes_of_run_onnx(page, address, browser, run_onnx, small_onnx, tmp_path):
     header = visit(browser, address)
     assert '20 classes · float32' in header and 'Runs on the CPU (WebAssembly with SIMD, ' in header
     assert browser.run('crossOriginIsolated'), 'the service worker sets the headers that threads need'
@@ -128,7 +128,7 @@ def test_boxes_of_run_onnx(page, address, browser, run_onnx, small_onnx, tmp_pat
     assert detect(browser, tmp_path / 'line.png')[1].startswith('4000x8 pixels: one side is more than 20 times')
 
 
-def test_one_file_without_a_server(page, browser, run_onnx, small_onnx, run, tmp_path):  # noqa: F811
+def test_one_file_without_a_server(page, browser, run_onnx, small_onnx, run, tmp_path):
     package = tmp_path / 'package'
     shutil.copytree(page / 'runtime', package / 'dist')
     run(sys.executable, BUILD, small_onnx, '--out-dir', tmp_path / 'one', '--one-file', '--runtime', package)
@@ -144,7 +144,7 @@ def test_one_file_without_a_server(page, browser, run_onnx, small_onnx, run, tmp
         assert browser.run('document.documentElement.scrollWidth') <= width, 'the page scrolls sideways'
 
 
-def test_fixed_batch_and_size(page, address, browser, run_onnx, small_onnx, tmp_path):  # noqa: F811
+def test_fixed_batch_and_size(page, address, browser, run_onnx, small_onnx, tmp_path):
     model = onnx.load(small_onnx)
     for axis, size in enumerate((2, 240, 320)):
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = size
@@ -208,7 +208,7 @@ def test_resize_of_opencv(browser):
 
 
 @pytest.mark.slow
-def test_photographs(address, browser, run_onnx, small_onnx, indoor_photos):  # noqa: F811
+def test_photographs(address, browser, run_onnx, small_onnx, indoor_photos):
     visit(browser, address)
     detector = run_onnx.OnnxDetector(small_onnx, 1)
     for path in sorted(indoor_photos.rglob('*.jpg'))[:12]:

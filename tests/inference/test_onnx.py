@@ -1,6 +1,5 @@
 """ONNX files of all families: the results of PyTorch for every size and batch, without PyTorch installed."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -19,10 +18,11 @@ import deit_detr
 from deit_detr.errors import UserError
 from deit_detr.images import picture_names
 from deit_detr.inference import export
-from deit_detr.inference.export import BOX_TOLERANCE, SCORE_TOLERANCE, OnnxGraph, compare, export_onnx
+from deit_detr.inference.export import BOX_TOLERANCE, SCORE_TOLERANCE, OnnxGraph, compare, difference, export_onnx
 from deit_detr.inference.onnx_operators import resize_bicubic
 from tests.helpers.odd_depths import DEEP, FLAT
 from tests.helpers.paths import REPO
+from tests.helpers.pictures import image_of
 from tests.helpers.tiny_detector import save_tiny
 
 CONFIGS = REPO / 'projects/deit_detr/configs'
@@ -46,22 +46,7 @@ def save_family(folder: Path, family: str) -> tuple[Path, Path]:
             f'model = dict(backbone=dict({BACKBONES[family]}), neck=dict(in_channels=[192] * 2))\n')
         recipe = folder / 'recipe.py'
     # few queries: nearly equal scores, whose order depends on the last bit, are rare among the best tokens
-    config, path = save_tiny(folder, recipe, 'num_queries=20, test_cfg=dict(max_per_img=20)')
-    checkpoint = torch.load(path, weights_only=True)
-    generator = torch.Generator().manual_seed(0)
-    for tensor in checkpoint['state_dict'].values():
-        if tensor.is_floating_point() and not tensor.any():
-            tensor.normal_(std=0.05, generator=generator)
-    torch.save(checkpoint, path)
-    return config, path
-
-
-@pytest.fixture(scope='module')
-def run_onnx():
-    spec = importlib.util.spec_from_file_location('run_onnx', RUN_ONNX)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return save_tiny(folder, recipe, 'num_queries=20, test_cfg=dict(max_per_img=20)', zeros=False)
 
 
 @pytest.fixture(scope='module')
@@ -78,11 +63,6 @@ def exported(tmp_path_factory):
         return made[family]
 
     return get
-
-
-def image_of(width: int, height: int, seed: int = 0) -> np.ndarray:
-    areas = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    return cv2.resize(areas, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 @pytest.mark.parametrize('family', [
@@ -224,7 +204,7 @@ def test_int8_from_the_command_line(exported, run, run_onnx, tmp_path):
     config, checkpoint, path = exported('lw-detr')
     output = run(sys.executable, REPO / 'tools/deployment/export_onnx.py', config, checkpoint, '--int8',
                  '--out', tmp_path / 'small.onnx')
-    assert 'int8; batch, height and width are dynamic' in output and 'before quantization' in output
+    assert 'int8; batch, height and width are dynamic' in output and '\nin float32, ONNX Runtime and' in output
     assert (tmp_path / 'small.onnx').stat().st_size < 0.6 * path.stat().st_size
     assert [file.name for file in tmp_path.iterdir()] == ['small.onnx']
     small = run_onnx.OnnxDetector(tmp_path / 'small.onnx', 1)
@@ -233,6 +213,34 @@ def test_int8_from_the_command_line(exported, run, run_onnx, tmp_path):
     boxes, scores, _ = small(image)
     exact = run_onnx.OnnxDetector(path, 1)(image)
     assert 0 < np.abs(scores - exact[1]).max() < 0.2 and np.isfinite(boxes).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('family', ['detr-fast', 'lw-detr', 'ec-detr', 'dino'])
+def test_float16(family, exported, run_onnx, tmp_path):
+    """Half the file; boxes and scores differ as much as numbers of 11 bits do."""
+    config, checkpoint, path = exported(family)
+    export_onnx(config, checkpoint, tmp_path / 'half.onnx', float16=True)
+    assert (tmp_path / 'half.onnx').stat().st_size < 0.6 * path.stat().st_size
+    exact, half = (run_onnx.OnnxDetector(file, 1) for file in (path, tmp_path / 'half.onnx'))
+    assert half.session.get_modelmeta().custom_metadata_map['precision'] == 'float16'
+    boxes, scores = difference(exact(image_of(320, 240)), half(image_of(320, 240)))
+    assert 1e-3 < boxes < 4 and 1e-5 < scores < 0.03, (boxes, scores)
+
+
+@pytest.mark.slow
+def test_too_large_for_float16(exported, tmp_path):
+    config, checkpoint, _ = exported('detr-fast')
+    weights = torch.load(checkpoint, weights_only=True)
+    norm = weights['state_dict']['backbone.layers.2.ln2.weight']
+    norm *= 1e5
+    weights['state_dict']['backbone.layers.2.ffn.layers.0.0.weight'] *= 1e-5
+    torch.save(weights, tmp_path / 'large.pth')
+    with pytest.raises(UserError, match='half.onnx: not written: in ONNX Runtime its boxes or scores are not finite'):
+        export_onnx(config, tmp_path / 'large.pth', tmp_path / 'half.onnx', float16=True)
+    assert [file.name for file in tmp_path.iterdir()] == ['large.pth']
+    with pytest.raises(UserError, match='a file is int8 or float16'):
+        export_onnx(config, checkpoint, tmp_path / 'half.onnx', int8=True, float16=True)
 
 
 @pytest.mark.slow

@@ -16,19 +16,12 @@ from deit_detr.inference import export, runtimes
 from deit_detr.inference.export import BOX_TOLERANCE, SCORE_TOLERANCE, compare, difference, export_onnx
 from deit_detr.inference.quantize import CALIBRATION_IMAGES, calibration_images
 from tests.helpers.paths import REPO
+from tests.helpers.pictures import image_of
 from tests.helpers.tiny_detector import save_tiny
 
 RUN_ONNX = REPO / 'tools/deployment/run_onnx.py'
 EXPORT_ONNX = REPO / 'tools/deployment/export_onnx.py'
 needs_openvino = pytest.mark.skipif(not importlib.util.find_spec('openvino'), reason='needs openvino')
-
-
-@pytest.fixture(scope='module')
-def run_onnx():
-    spec = importlib.util.spec_from_file_location('run_onnx', RUN_ONNX)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope='module')
@@ -48,11 +41,6 @@ def calibrated(files, mini_scannet) -> Path:
     path = files[0].with_name('calibrated.onnx')
     export_onnx(*files, path, int8=True, calibrate_with=[mini_scannet / 'train'])
     return path
-
-
-def image_of(width: int, height: int, seed: int = 0) -> np.ndarray:
-    areas = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    return cv2.resize(areas, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 @needs_openvino

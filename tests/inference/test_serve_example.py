@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.paths import REPO
-from tests.helpers.small_onnx import picture, run_onnx, small_onnx  # noqa: F401 - fixtures
+from tests.helpers.pictures import picture
 
 pytest.importorskip('fastapi')
 TOOLS = REPO / 'tools/deployment'
@@ -57,7 +57,7 @@ class Server:
 
 
 @pytest.fixture(scope='module')
-def serve(small_onnx):  # noqa: F811
+def serve(small_onnx):
     """Start a server for a queue of some requests and uploads of some megabytes."""
     servers = []
 
@@ -72,7 +72,7 @@ def serve(small_onnx):  # noqa: F811
         server.process.wait()
 
 
-def test_clients_at_the_same_time(serve, small_onnx, run_onnx, tmp_path):  # noqa: F811
+def test_clients_at_the_same_time(serve, small_onnx, run_onnx, tmp_path):
     server = serve(4, 1)
     detector = run_onnx.OnnxDetector(small_onnx, 1)
     assert server.ask('GET', '/health') == (200, dict(status='ok', classes=20, waiting=0))

@@ -25,8 +25,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('--out', default='model.onnx', help='file to write (default: model.onnx)')
-    parser.add_argument(
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument(
         '--int8', action='store_true', help='store linear layers in 8 bits: a smaller file, a lower AP')
+    precision.add_argument(
+        '--float16', action='store_true',
+        help='compute in float16 but for boxes and scores: half the file, for GPUs and browsers with WebGPU')
     parser.add_argument(
         '--attention', choices=('fused', 'plain'), default='fused',
         help='one operator of ONNX Runtime, OpenVINO and onnxruntime-web (default), or operators of the standard, for '
@@ -47,11 +51,12 @@ def main() -> None:
     start = time.perf_counter()
     exported = export_onnx(
         args.config, args.checkpoint, args.out, args.int8, args.attention, args.calibrate_with, args.check_with,
-        lambda step: print(f'{time.perf_counter() - start:5.0f} s  {step}', flush=True))
-    print(f'{args.out}: {exported.megabytes:.1f} MB, {"int8" if args.int8 else "float32"}; batch, height and width are '
-          'dynamic')
-    print(f'{"before quantization, " if args.int8 else ""}{" and ".join(NAMES[name] for name in args.check_with)} and '
-          f'PyTorch differ by {exported.box_difference:.2g} pixels and scores by {exported.score_difference:.2g}')
+        lambda step: print(f'{time.perf_counter() - start:5.0f} s  {step}', flush=True), args.float16)
+    precision = 'int8' if args.int8 else 'float16' if args.float16 else 'float32'
+    print(f'{args.out}: {exported.megabytes:.1f} MB, {precision}; batch, height and width are dynamic')
+    runtimes = ' and '.join(NAMES[name] for name in args.check_with)
+    print(f'{"" if precision == "float32" else "in float32, "}{runtimes} and PyTorch differ by '
+          f'{exported.box_difference:.2g} pixels and scores by {exported.score_difference:.2g}')
 
 
 if __name__ == '__main__':

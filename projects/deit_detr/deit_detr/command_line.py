@@ -19,7 +19,9 @@ def run_cli(main: Callable[[], int | None]) -> None:
             or a package that cannot be imported, and 130 for Ctrl-C.
     """
     try:
-        sys.exit(main() or 0)
+        status = main() or 0
+        leave_processes()
+        sys.exit(status)
     except UserError as error:
         print_last(*map(printable, f'error: {error}'.split('\n')))
         sys.exit(2)
@@ -40,3 +42,15 @@ def run_cli(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print_last('interrupted')
         sys.exit(130)
+
+
+def leave_processes() -> None:
+    """Leave the other processes of a training, where all of them have come to their end.
+
+    Otherwise threads of PyTorch's gloo may free tensors while the interpreter ends, and abort a process whose work is
+    done (pytorch/pytorch#179291): the launcher then reports a failure. After an error it is not called: processes that
+    still wait for this one would keep it from ending.
+    """
+    distributed = sys.modules.get('torch.distributed')
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

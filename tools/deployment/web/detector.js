@@ -85,7 +85,7 @@ async function read(name) {
 /** Return why WebGPU is not used, or an empty string. */
 async function whyNotGPU(wanted) {
   if (wanted) return wanted === 'webgpu' ? '' : 'chosen in the address';
-  if (metadata.precision === 'int8') return 'int8 is for the CPU';
+  if (metadata.precision?.startsWith('int8')) return 'int8 is for the CPU';
   const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
   if (!adapter) return 'this browser has no WebGPU';
   return adapter.info?.isFallbackAdapter ? 'WebGPU is only emulated here' : '';

@@ -44,7 +44,7 @@ _TENSORS = ('images', 'boxes', 'scores', 'labels')
 class Exported:
     """The result of :func:`export_onnx`.
 
-    For an int8 file the differences are those before quantization: measure the AP of the int8 model instead.
+    For an int8 or float16 file the differences are those of the float32 file: measure the AP of the one written.
 
     Attributes:
         megabytes: Size of the file.
@@ -91,11 +91,12 @@ class OnnxGraph(nn.Module):
     Args:
         model (DetectionTransformer): The detector; it is copied.
         fused (bool): Whether attention is one operator.
+        float16 (bool): Whether the backbone and the transformer compute in float16, where PyTorch's autocast would.
     """
 
-    def __init__(self, model: DetectionTransformer, fused: bool = True) -> None:
+    def __init__(self, model: DetectionTransformer, fused: bool = True, float16: bool = False) -> None:
         super().__init__()
-        self.fused = fused
+        self.fused, self.float16 = fused, float16
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         replace_attention(self.model)  # in evaluation nn.MultiheadAttention uses an operator that ONNX does not have
         use_sdpa(self.model)
@@ -132,7 +133,9 @@ class OnnxGraph(nn.Module):
         # not a DetDataSample, which copies its values; one is enough for a batch without padding
         samples = [types.SimpleNamespace(
             img_shape=(height, width), batch_input_shape=(height, width), metainfo=dict())]
-        with GraphOperators(self.fused), _Selection() as selection:
+        # a cache of autocast would make some weights inputs of several Cast nodes
+        half = torch.autocast('cpu', torch.float16, enabled=self.float16, cache_enabled=False)
+        with GraphOperators(self.fused), _Selection() as selection, half:
             head_inputs = self.model.forward_transformer(self.model.extract_feat(x), samples)
         logits, boxes = self.model.bbox_head.predict(**head_inputs, batch_data_samples=samples, rescale=False)
         scores, labels, index = best_detections(self.model.bbox_head, logits, self.max_per_img)
@@ -146,7 +149,7 @@ class OnnxGraph(nn.Module):
 def export_onnx(
     config: str | Path, checkpoint: str | Path, out: str | Path, int8: bool = False, attention: str = 'fused',
     calibrate_with: Iterable[str | Path] = (), check_with: Sequence[str] = ('onnxruntime',),
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str], None] = lambda text: None, float16: bool = False,
 ) -> Exported:
     """Export a trained detector to an ONNX file with dynamic batch, height and width.
 
@@ -163,41 +166,47 @@ def export_onnx(
         calibrate_with: For int8, images and folders of images like those of training.
         check_with: Runtimes to compare with PyTorch: some of ``onnxruntime`` and ``openvino``.
         progress: Receives a line before each step that takes long.
+        float16: Whether the backbone and the transformer compute in float16 as under PyTorch's autocast, and store
+            their weights so; boxes and scores stay float32.
 
     Returns:
         Exported: Size and differences.
 
     Raises:
         UserError: If onnx or a runtime is not installed, the model or its test pipeline cannot be exported, the
-            result differs from PyTorch, or the file cannot be written.
+            result differs from PyTorch in float32, is not finite in another precision, or the file cannot be written.
     """
     out = Path(out)
     need('onnx', *check_with, *(['onnxruntime'] if int8 else []))
     images = calibration_images(calibrate_with) if calibrate_with else []
     if images and not int8:
         raise UserError('images to calibrate with are for int8')
+    if int8 and float16:
+        raise UserError('a file is int8 or float16')
+    precision = 'int8, calibrated' if images else 'int8' if int8 else 'float16' if float16 else 'float32'
     if out.suffix != '.onnx':
         raise UserError(f'{out}: the name has to end in .onnx')
     cfg = read_config(config)
     if 'model' in cfg:
         cfg.model.pop('compile', None)  # tracing does not support compiled modules
     detector = load(copy.deepcopy(cfg), checkpoint, 'cpu')
-    metadata = _metadata(detector, cfg, checkpoint, 'int8, calibrated' if images else 'int8' if int8 else 'float32')
+    metadata = _metadata(detector, cfg, checkpoint, precision)
     with replacing(out) as part:
         traced = part.with_suffix('.float32.onnx')
         progress('tracing')
         _trace(detector, traced, config, attention == 'fused')
         boxes, scores = _check(detector, traced, out, check_with, progress)
-        if int8:
-            progress(f'quantizing{f", {len(images)} images" if images else ""}')
+        if precision == 'float32':
+            traced.replace(part)
+        else:
+            progress(f'writing {precision}{f", {len(images)} images" if images else ""}')
             if images:
                 quantize_static_file(traced, part, (_pixels(detector, detector.read(image))[None] for image in images))
-            else:
+            elif int8:
                 quantize_dynamic_file(traced, part)
-            for runtime in check_with:  # a runtime may not run what was written
-                run_file(part, [_pixels(detector, _scene(*CHECKED_SIZES[0]))[None]], runtime)
-        else:
-            traced.replace(part)
+            else:
+                _trace(detector, part, config, attention == 'fused', float16=True)
+            _try(detector, part, out, check_with)
         _finish(part, metadata)
     return Exported(out.stat().st_size / 1e6, boxes, scores)
 
@@ -243,7 +252,9 @@ def _resize(cfg: Config) -> tuple[tuple[int, int], bool]:
     return (scale, scale) if isinstance(scale, int) else tuple(scale), bool(resize['keep_ratio'])
 
 
-def _trace(detector: Detector, path: Path, config: str | Path, fused: bool = True) -> None:
+def _trace(
+    detector: Detector, path: Path, config: str | Path, fused: bool = True, float16: bool = False,
+) -> None:
     """Write the traced graph to a file."""
     pixels = _pixels(detector, _scene(*CHECKED_SIZES[0]))
     dynamic = {name: {0: 'batch'} for name in _TENSORS}
@@ -254,7 +265,7 @@ def _trace(detector: Detector, path: Path, config: str | Path, fused: bool = Tru
         try:
             # dynamo=True, the newer exporter, also works, but took 25 s instead of 1 s (docs/deploy.md)
             torch.onnx.export(
-                OnnxGraph(detector.model, fused), (torch.from_numpy(pixels[None]),), str(path), dynamo=False,
+                OnnxGraph(detector.model, fused, float16), (torch.from_numpy(pixels[None]),), str(path), dynamo=False,
                 opset_version=OPSET, input_names=_TENSORS[:1], output_names=_TENSORS[1:], dynamic_axes=dynamic)
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, NotImplementedError) as error:
             raise UserError(
@@ -288,6 +299,17 @@ def _check(
         largest = np.maximum(largest, worst)
     boxes, scores = largest.tolist()
     return boxes, scores
+
+
+def _try(detector: Detector, path: Path, out: Path, runtimes: Sequence[str]) -> None:
+    """Raise UserError if a runtime does not run a file of another precision, or finds what is not a number."""
+    pixels = _pixels(detector, _scene(*CHECKED_SIZES[0]))[None]
+    for runtime in runtimes:
+        boxes, scores = run_file(path, [pixels], runtime)[0][:2]
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            raise UserError(
+                f'{out}: not written: in {NAMES[runtime]} its boxes or scores are not finite numbers, though those of '
+                'the float32 file are: a value is too large for the precision')
 
 
 def compare(

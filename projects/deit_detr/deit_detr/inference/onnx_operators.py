@@ -28,8 +28,9 @@ class GraphOperators(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             q, k, v, takes_part = (*args, None)[:4]
+            q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast a sum with float32 is float32
             # numbers: a boolean mask adds IsNaN and Where over all pairs of tokens
-            mask = None if takes_part is None else torch.where(takes_part, 0.0, MASKED)
+            mask = None if takes_part is None else torch.where(takes_part, 0.0, MASKED).to(v.dtype)
             if not self.fused:
                 return func(q, k, v, mask)
             if mask is not None:  # for each pair of tokens of a window

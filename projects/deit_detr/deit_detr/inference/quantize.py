@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,10 +105,13 @@ def _load(path: Path):
 def _linear_layers(model) -> list:
     """Return the nodes that multiply by a matrix of weights.
 
-    ONNX Runtime writes LW-DETR's three-dimensional weights of groups in int8, but cannot run them.
+    ONNX Runtime writes LW-DETR's three-dimensional weights of groups in int8, but cannot run them. A weight that
+    several Gemm nodes share would become a wrong one in 1.23, see findings/.
     """
     ranks = {weight.name: len(weight.dims) for weight in model.graph.initializer}
-    return [node for node in model.graph.node if node.op_type in LINEAR and ranks.get(node.input[1]) == 2]
+    layers = [node for node in model.graph.node if node.op_type in LINEAR and ranks.get(node.input[1]) == 2]
+    readers = Counter(node.input[1] for node in layers if node.op_type == 'Gemm')
+    return [node for node in layers if readers[node.input[1]] < 2]
 
 
 @contextmanager
