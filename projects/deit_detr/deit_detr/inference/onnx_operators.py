@@ -36,6 +36,8 @@ class GraphOperators(TorchFunctionMode):
             if mask is not None:  # for each pair of tokens of a window
                 mask = mask + torch.zeros_like(mask).transpose(2, 3)
             return _MultiHeadAttention.apply(q, k, v, mask, int(q.shape[1]))
+        if func is F.layer_norm:  # as autocast does on a GPU; ONNX needs one type
+            return func(args[0].float(), *args[1:], **kwargs)
         if func is F.interpolate and kwargs.get('mode') == 'bicubic':
             return resize_bicubic(args[0], kwargs['size'])
         return func(*args, **kwargs)
