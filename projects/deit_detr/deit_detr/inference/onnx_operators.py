@@ -36,7 +36,7 @@ class GraphOperators(TorchFunctionMode):
             if mask is not None:  # for each pair of tokens of a window
                 mask = mask + torch.zeros_like(mask).transpose(2, 3)
             return _MultiHeadAttention.apply(q, k, v, mask, int(q.shape[1]))
-        if func is F.layer_norm:  # as autocast does on a GPU; ONNX needs one type
+        if func in (F.layer_norm, F.batch_norm):  # ONNX and OpenVINO need the type of their weights
             return func(args[0].float(), *args[1:], **kwargs)
         if func is F.interpolate and kwargs.get('mode') == 'bicubic':
             return resize_bicubic(args[0], kwargs['size'])
