@@ -62,6 +62,13 @@ def test_openvino_has_the_numbers_of_pytorch(files, model, run_onnx, indoor_phot
 
 
 @needs_openvino
+def test_there_is_one_core(model, run_onnx):
+    """With several, a process would not survive Ctrl-C after they are gone."""
+    first, second = (run_onnx.OnnxDetector(model, threads, 'openvino') for threads in (1, 2))
+    assert first.session.core is second.session.core and runtimes._openvino_core() is runtimes._openvino_core()
+
+
+@needs_openvino
 def test_bfloat16_is_used_only_if_asked_for(model, run_onnx):
     session = run_onnx.OpenVinoSession(str(model), 1, 'float32', None)
     if 'BF16' not in session.core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):

@@ -19,6 +19,7 @@ From Python, with this file on the path:
 """
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -68,6 +69,15 @@ def onnxruntime_session(path: str, threads: int, provider: str, cache_dir: Path 
     return session
 
 
+@functools.cache
+def openvino_core():
+    """Return OpenVINO's ``Core``, one for the process: after several were released, a signal (Ctrl-C) may crash it."""
+    sys.modules.setdefault('openvino_telemetry', None)  # or this import sends usage data to its makers
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVinoSession:
     """A file in OpenVINO on the CPU, with the methods of ONNX Runtime's session; see :class:`OnnxDetector`.
 
@@ -76,10 +86,7 @@ class OpenVinoSession:
     """
 
     def __init__(self, path: str, threads: int, precision: str, cache_dir: Path | None) -> None:
-        sys.modules.setdefault('openvino_telemetry', None)  # or this import sends usage data to its makers
-        import openvino
-
-        self.core, self.path, self.models = openvino.Core(), path, {}
+        self.core, self.path, self.models = openvino_core(), path, {}
         if precision == 'bfloat16' and 'BF16' not in self.core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
             raise InputError('--precision bfloat16: this CPU cannot compute in it')
         # unless told otherwise, OpenVINO computes in bfloat16 where the CPU can

@@ -1,5 +1,6 @@
 """ONNX files in each of the runtimes that are installed, as ``tools/deployment/run_onnx.py`` runs them."""
 
+import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -55,10 +56,7 @@ def _run_onnxruntime(path: str, batches: list[np.ndarray]) -> list[list[np.ndarr
 
 def _run_openvino(path: str, batches: list[np.ndarray]) -> list[list[np.ndarray]]:
     """Run the first batch with a model of its shape, the others with one of any shape."""
-    sys.modules.setdefault('openvino_telemetry', None)  # or this import sends usage data to its makers
-    import openvino
-
-    core, outputs = openvino.Core(), []
+    core, outputs = _openvino_core(), []
     for index, images in enumerate(batches):
         if index < 2:
             model = core.read_model(path)
@@ -68,6 +66,15 @@ def _run_openvino(path: str, batches: list[np.ndarray]) -> list[list[np.ndarray]
         results = compiled(images)
         outputs.append([results[number].copy() for number in range(len(results))])
     return outputs
+
+
+@functools.cache
+def _openvino_core():
+    """Return OpenVINO's ``Core``, one for the process: after several were released, a signal (Ctrl-C) may crash it."""
+    sys.modules.setdefault('openvino_telemetry', None)  # or this import sends usage data to its makers
+    import openvino
+
+    return openvino.Core()
 
 
 _RUN = dict(onnxruntime=_run_onnxruntime, openvino=_run_openvino)
