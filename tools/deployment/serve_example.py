@@ -18,7 +18,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', '50000000')  # 150 MB decoded; OpenCV reads it when it is imported
+# OpenCV reads these when it is imported: 150 MB decoded, and no line in the log for each bad upload
+os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', '50000000')
+os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
 
 import numpy as np  # noqa: E402
 import uvicorn  # noqa: E402
