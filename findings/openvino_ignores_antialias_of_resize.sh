@@ -12,6 +12,9 @@ folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 "$folder/venv/bin/python" -m pip install -q --disable-pip-version-check numpy==2.4.4 onnx==1.22.0 onnxruntime==1.23.2 \
     openvino==2026.4.1
 "$folder/venv/bin/python" -W ignore - <<'PY'
+import sys
+
+sys.modules['openvino_telemetry'] = None  # or the import of openvino sends usage data
 import numpy as np
 import onnx
 import onnxruntime
