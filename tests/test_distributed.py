@@ -180,8 +180,9 @@ def test_sharded_evaluation_equals_single_process(survivor, run):
     assert (folder / 'one.bbox.json').read_bytes() == (folder / 'two.bbox.json').read_bytes()
 
 
-@pytest.mark.parametrize('error, stays', [('', False), ('raise UserError("x")', True)])
-def test_processes_part_when_all_is_done(error, stays, run, tmp_path):
+@pytest.mark.parametrize('end, status, stays', [
+    ('return', 0, False), ('raise SystemExit(75)', 75, False), ('raise UserError("x")', 2, True)])
+def test_processes_part_when_all_is_done(end, status, stays, run, tmp_path):
     """If they did not, gloo's threads could abort a process that has finished; after an error, others may wait."""
     output = run(sys.executable, '-c', f'''
 import torch.distributed as dist
@@ -189,10 +190,10 @@ from deit_detr.command_line import run_cli
 from deit_detr.errors import UserError
 dist.init_process_group('gloo', init_method='file://{tmp_path}/store', rank=0, world_size=1)
 def main():
-    {error or 'return 0'}
+    {end}
 try:
     run_cli(main)
 except SystemExit as end:
     print(end.code, dist.is_initialized())
 ''')
-    assert output.endswith('2 True\n' if stays else '0 False\n')
+    assert output.endswith(f'{status} {stays}\n')

@@ -138,6 +138,7 @@ def test_options_that_do_not_fit(options, message, model, run_onnx, tmp_path):
 
 
 def test_what_is_not_installed(model, run_onnx, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_onnx, 'openvino_core', run_onnx.openvino_core.__wrapped__)
     for runtime in ('openvino', 'onnxruntime'):
         with monkeypatch.context() as without:
             without.setitem(sys.modules, runtime, None)

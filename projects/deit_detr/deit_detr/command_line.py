@@ -7,6 +7,9 @@ from collections.abc import Callable
 from deit_detr.errors import DISK_FULL, CannotWrite, UserError, print_last, printable
 from deit_detr.import_errors import explain
 
+#: EX_TEMPFAIL of sysexits.h: not an error, try again. Python, shells and torchrun do not use it themselves.
+REQUEUE_STATUS = 75
+
 
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run a command line's ``main`` and exit with its status.
@@ -20,8 +23,12 @@ def run_cli(main: Callable[[], int | None]) -> None:
     """
     try:
         status = main() or 0
-        leave_processes()
+        _leave_processes()
         sys.exit(status)
+    except SystemExit as end:
+        if end.code == REQUEUE_STATUS:  # all processes saved together
+            _leave_processes()
+        raise
     except UserError as error:
         print_last(*map(printable, f'error: {error}'.split('\n')))
         sys.exit(2)
@@ -44,7 +51,7 @@ def run_cli(main: Callable[[], int | None]) -> None:
         sys.exit(130)
 
 
-def leave_processes() -> None:
+def _leave_processes() -> None:
     """Leave the other processes of a training, where all of them have come to their end.
 
     Otherwise threads of PyTorch's gloo may free tensors while the interpreter ends, and abort a process whose work is

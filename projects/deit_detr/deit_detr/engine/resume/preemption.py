@@ -14,11 +14,9 @@ from mmengine.dist import all_reduce, barrier, get_world_size
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import BaseLoop, Runner
 
-from deit_detr.command_line import leave_processes
+from deit_detr.command_line import REQUEUE_STATUS
 from deit_detr.engine.resume.progress import preempted_name
 
-#: EX_TEMPFAIL of sysexits.h: not an error, try again. Python, shells and torchrun do not use it themselves.
-REQUEUE_STATUS = 75
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -116,7 +114,6 @@ class PreemptionHook(Hook):
         barrier()  # a launcher ends the other processes as soon as one exits
         runner.logger.warning(
             f'asked to stop: saved {name} after iteration {step}; exit status {REQUEUE_STATUS}. --resume continues')
-        leave_processes()
         raise SystemExit(REQUEUE_STATUS)
 
 
