@@ -229,6 +229,9 @@ def test_builder_refuses_in_a_sentence(run, tmp_path):
     output = run(sys.executable, BUILD, 'none.onnx', *out, status=2)
     assert output == 'error: none.onnx: cannot be read (No such file or directory)\n'
     (tmp_path / 'model.onnx').touch()
+    output = run(sys.executable, BUILD, 'model.onnx', *out, status=2)
+    assert output == 'error: model.onnx: was not written by export_onnx.py, or was cut off\n'
+    (tmp_path / 'model.onnx').write_text('resize_scale')
     output = run(sys.executable, BUILD, 'model.onnx', *out, '--runtime', tmp_path, status=2)
     assert '--runtime is the folder of onnxruntime-web@' in output
     (tmp_path / 'dist').mkdir()

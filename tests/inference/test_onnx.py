@@ -19,7 +19,7 @@ from deit_detr.errors import UserError
 from deit_detr.images import picture_names
 from deit_detr.inference import export
 from deit_detr.inference.export import BOX_TOLERANCE, SCORE_TOLERANCE, OnnxGraph, compare, difference, export_onnx
-from deit_detr.inference.onnx_operators import resize_bicubic
+from deit_detr.inference.onnx_operators import Selection, resize_bicubic
 from tests.helpers.odd_depths import DEEP, FLAT
 from tests.helpers.paths import REPO
 from tests.helpers.pictures import image_of
@@ -269,7 +269,7 @@ def test_a_graph_that_disagrees_is_not_left(exported, tmp_path, monkeypatch):
 def test_order_of_equal_scores_is_taken_over_and_nothing_else():
     scores = torch.tensor([[3.0, 2.0, 2.0001, 1.0]])
     for replay, expected in (([0, 1, 2], [0, 1, 2]), ([0, 2, 1], [0, 2, 1]), ([3, 2, 1], [0, 2, 1])):
-        with export._Selection(torch.tensor([replay])):
+        with Selection(torch.tensor([replay])):
             values, indices = torch.topk(scores, 3, dim=1)
             assert indices.tolist() == [expected] and torch.equal(values, scores[:, expected])
             assert scores.topk(2).indices.tolist() == [[0, 2]], 'the choice of the best detections is not touched'
@@ -415,11 +415,14 @@ def test_bad_input_in_a_sentence(exported, run_onnx, mini_scannet, tmp_path):
     cv2.imwrite(str(tmp_path / 'narrow.png'), image_of(400, 20))
     cv2.imwrite(str(tmp_path / 'line.png'), image_of(4000, 8))
     for name, message in (('none.jpg', 'no such image file'), ('text.jpg', 'cannot be read as an image'),
-                          ('empty.jpg', 'cannot be read as an image'), ('.', 'cannot be read as an image'),
+                          ('empty.jpg', 'cannot be read as an image'), ('.', 'is not an image file'),
                           ('line.png', '4000x8 pixels: one side is more than 20 times the other'),
-                          ('narrow.png', '400x20 pixels become 160x8, on which the model does not run. A two-stage')):
+                          ('narrow.png', '400x20 pixels become 160x8: fewer patches than the model has queries')):
         with pytest.raises(run_onnx.InputError, match=message):
             run_onnx.detect(detector, tmp_path / name)
+    for options, message in ((dict(threads=-1), 'threads must be 0 or more, not -1'),):
+        with pytest.raises(run_onnx.InputError, match=message):
+            run_onnx.OnnxDetector(path, **options)
     (tmp_path / 'other.json').write_text('{"images": [], "categories": [{"id": 1, "name": "wall"}]}')
     with pytest.raises(run_onnx.InputError, match="no categories for the classes .'floor'"):
         run_onnx.write_coco_results(detector, mini_scannet, tmp_path / 'other.json', tmp_path / 'out.json')

@@ -61,6 +61,22 @@ def test_openvino_has_the_numbers_of_pytorch(files, model, run_onnx, indoor_phot
         np.testing.assert_allclose(a, b, rtol=0, atol=BOX_TOLERANCE / 10 if a.ndim == 3 else SCORE_TOLERANCE / 10)
 
 
+@pytest.mark.parametrize('runtime', ['onnxruntime', pytest.param('openvino', marks=needs_openvino)])
+def test_fewer_patches_than_queries(model, runtime, run_onnx):
+    """Refused as the first image and as a later one; images after it have the same boxes as without it."""
+    image, upright, narrow = image_of(96, 80), image_of(80, 96), image_of(96, 8)
+    exact, *others = (run_onnx.OnnxDetector(model, 1, name) for name in ('onnxruntime', runtime, runtime))
+    exact.resize_scale = [96, 96]
+    for detector, images in zip(others, ((image, upright, narrow, image), (narrow, narrow, image)), strict=True):
+        detector.resize_scale = [96, 96]
+        for picture in images:
+            if picture is narrow:
+                with pytest.raises(run_onnx.InputError, match='96x8 pixels become 96x8: fewer patches than the model'):
+                    detector(picture)
+            else:
+                assert difference(exact(picture), detector(picture))[0] <= BOX_TOLERANCE
+
+
 @needs_openvino
 def test_there_is_one_core(model, run_onnx):
     """With several, a process would not survive Ctrl-C after they are gone."""
@@ -230,5 +246,5 @@ def test_calibration_images(tmp_path):
 
 def test_calibration_needs_int8(files, tmp_path):
     cv2.imwrite(str(tmp_path / 'a.png'), image_of(64, 48))
-    with pytest.raises(UserError, match='images to calibrate with are for int8'):
+    with pytest.raises(UserError, match='--calibrate-with is for --int8'):
         export_onnx(*files, tmp_path / 'model.onnx', calibrate_with=[tmp_path])

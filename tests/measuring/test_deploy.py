@@ -47,7 +47,7 @@ def test_a_trained_model(detector_files, mini_scannet, run, tmp_path):
 def test_a_row_that_fails_hides_no_other(tmp_path, run):
     (tmp_path / 'bad.onnx').write_text('text')
     (tmp_path / 'worse.onnx').write_text('text')
-    output = run(*BENCHMARK, 'deploy', tmp_path / 'bad.onnx', tmp_path / 'worse.onnx', '--size', 96, 128)
+    output = run(*BENCHMARK, 'deploy', tmp_path / 'bad.onnx', tmp_path / 'worse.onnx', '--size', 96, 128, status=2)
     for name in ('bad', 'worse'):
         assert f'| {name}.onnx, ONNX Runtime | InputError: {tmp_path}/{name}.onnx: cannot be loaded (' in output
 
@@ -57,6 +57,9 @@ def test_a_row_that_fails_hides_no_other(tmp_path, run):
     (['a.pth'], 'deploy needs ONNX files, or a config and a checkpoint, or both'),
     (['none.onnx'], 'none.onnx: no such file'),
     (['a.onnx', '--ann-file', 'b.json'], '--ann-file and --image-root need each other'),
+    (['a.onnx', '--size', '0', '9'], '--size 0 9: at least 1 1'),
+    (['a.onnx', '--threads', '-1'], '--threads -1: 0 or more'),
+    (['a.onnx', '--rows', '('], '--rows: missing ), unterminated subpattern at position 0'),
 ])
 def test_errors_are_one_line(words, message, run):
     assert run(*BENCHMARK, 'deploy', *words, status=2).strip().endswith(f'error: {message}')

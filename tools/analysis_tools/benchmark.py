@@ -21,6 +21,7 @@ Examples:
 """
 
 import argparse
+import json
 import re
 import tempfile
 import time
@@ -118,6 +119,14 @@ def parse_args() -> argparse.Namespace:
         parser.error(f'{args.task} takes no files: see --config and --configs')
     if (args.ann_file is None) != (args.image_root is None):
         parser.error('--ann-file and --image-root need each other')
+    try:
+        re.compile('|'.join(args.rows))
+    except re.error as error:
+        parser.error(f'--rows: {error}')
+    if args.size and min(args.size) < 1:
+        parser.error(f'--size {" ".join(map(str, args.size))}: at least 1 1')
+    if args.threads < 0:
+        parser.error(f'--threads {args.threads}: 0 or more')
     several = args.task == 'gpu' and not args.dry_run
     args.steps = args.steps or (10 if several else 1 if args.task == 'gpu' else 5)
     args.warmup = (3 if several else 1) if args.warmup is None else args.warmup
@@ -281,16 +290,23 @@ def deploy(args: argparse.Namespace) -> dict:
     for file in given:
         if not file.is_file():
             raise UserError(f'{file}: no such file')
+    if files and args.calibrate_with:
+        raise UserError('--calibrate-with is for a config and a checkpoint, which are exported')
+    if args.ann_file:
+        check_images(Path(args.ann_file), Path(args.image_root))
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         if not files:
             files = export_all(*trained, folder, args.calibrate_with)
-        rows = [row for row in deployed_rows(files, trained or None) if re.search('|'.join(args.rows), row.name)]
+        rows = deployed_rows(files, trained or None)
+        chosen = [row for row in rows if any(re.search(part, row.name) for part in args.rows)]
+        if not chosen:
+            raise UserError(f'--rows: there are only {", ".join(row.name for row in rows)}')
         image = folder / 'image.png'
         areas = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
         cv2.imwrite(str(image), cv2.resize(areas, args.size[::-1]))
         results = measure_deployed(
-            rows, REPO / 'tools/deployment/run_onnx.py', image, args.steps, args.warmup, args.threads,
+            chosen, REPO / 'tools/deployment/run_onnx.py', image, args.steps, args.warmup, args.threads,
             args.ann_file and (Path(args.image_root), Path(args.ann_file), folder))
     print('\n| | MB | first result, s | CPU ms | wall ms | peak GB | AP | AP50 | boxes within, px | scores within |\n'
           + '|---' * 10 + '|')
@@ -299,8 +315,25 @@ def deploy(args: argparse.Namespace) -> dict:
         box_difference='.2g', score_difference='.2g')
     for row in results:
         cells = [format(row[key], style) if key in row else '' for key, style in columns.items()]
-        print(f'| {row["name"]} | {row.get("error") or " | ".join(cells)} |')
+        print(f'| {row["name"]} | {" | ".join(cells) if "cpu_ms" in row else row["error"]} |')
+    for row in results:
+        if 'cpu_ms' in row and 'error' in row:  # only AP is missing
+            print(f'{row["name"]}: {row["error"]}')
+    if all('error' in row for row in results):
+        raise UserError('nothing could be measured, see the table')
     return dict(deployed=results)
+
+
+def check_images(ann_file: Path, root: Path) -> None:
+    """Raise UserError if an annotation file cannot be read, or the first of its images is not there."""
+    try:
+        names = [image['file_name'] for image in json.loads(ann_file.read_text(encoding='utf-8-sig'))['images']]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{ann_file}: cannot be read as annotations in COCO format ({error})') from error
+    if not names:
+        raise UserError(f'{ann_file}: lists no images')
+    if not (root / names[0]).is_file():
+        raise UserError(f'{root / names[0]}: no such image, which {ann_file} lists: see --image-root')
 
 
 def export_all(config: Path, checkpoint: Path, folder: Path, calibrate_with: list[str]) -> list[Path]:

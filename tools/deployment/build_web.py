@@ -115,13 +115,16 @@ def main() -> None:
         model = args.model.read_bytes()
     except OSError as error:
         raise InputError(f'{args.model}: cannot be read ({error.strerror})') from error
+    if b'resize_scale' not in model[-1_000_000:]:  # metadata is at the end
+        raise InputError(f'{args.model}: was not written by export_onnx.py, or was cut off')
     files = {'model.onnx': model, **{f'runtime/{name}': data for name, data in read_runtime(args.runtime).items()}}
     try:
         (write_one_file if args.one_file else write_folder)(files, args.out_dir)
     except OSError as error:
         raise InputError(f'{args.out_dir}: cannot be written ({error.strerror})') from error
-    size = sum(path.stat().st_size for path in args.out_dir.rglob('*') if path.is_file()) / 1e6
-    print(f'{args.out_dir / "index.html"}: {"" if args.one_file else "with the files beside it "}{size:.0f} MB')
+    page = args.out_dir / 'index.html'
+    size = (page.stat().st_size if args.one_file else sum(map(len, files.values()))) / 1e6
+    print(f'{page}: {"" if args.one_file else "with the files beside it "}{size:.0f} MB')
 
 
 if __name__ == '__main__':

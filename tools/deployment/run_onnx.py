@@ -139,6 +139,8 @@ class OnnxDetector:
     ) -> None:
         if not Path(path).is_file():
             raise InputError(f'{path}: no such model file')
+        if threads < 0:
+            raise InputError(f'threads must be 0 or more, not {threads}')
         if runtime == 'openvino' and provider != 'cpu':
             raise InputError(f'--provider {provider} is for --runtime onnxruntime')
         if runtime == 'onnxruntime' and precision != 'float32':
@@ -157,6 +159,8 @@ class OnnxDetector:
             palette = json.loads(metadata['palette'])
             self.resize_scale = json.loads(metadata['resize_scale'])
             self.keep_ratio = json.loads(metadata.get('keep_ratio', 'true'))  # older files always keep it
+            random = np.random.default_rng(0).integers(0, 256, (len(self.classes), 3))
+            self.colours = [tuple(map(int, colour)) for colour in (random if palette is None else palette)]
         except InputError:
             raise
         except ImportError as error:
@@ -165,8 +169,6 @@ class OnnxDetector:
             raise InputError(f'{path}: has no {error} in its metadata: it was not written by export_onnx.py') from error
         except Exception as error:  # the runtimes' exceptions have no common base class
             raise InputError(f'{path}: cannot be loaded ({" ".join(str(error).split())})') from error
-        random = np.random.default_rng(0).integers(0, 256, (len(self.classes), 3))
-        self.colours = [tuple(map(int, colour)) for colour in (random if palette is None else palette)]
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Detect objects.
@@ -186,13 +188,14 @@ class OnnxDetector:
             raise InputError(f'{width}x{height} pixels: one side is more than {MAX_ASPECT} times the other, which is '
                              'too narrow after resizing. Cut the image into pieces')
         resized = self.resize(image)
+        shapes = f'{width}x{height} pixels become {resized.shape[1]}x{resized.shape[0]}'
         try:
-            results = self.session.run(None, {'images': resized[None]})
+            boxes, scores, labels = (result[0] for result in self.session.run(None, {'images': resized[None]}))
         except Exception as error:  # as above
             raise InputError(
-                f'{width}x{height} pixels become {resized.shape[1]}x{resized.shape[0]}, on which the model does not '
-                f'run. A two-stage model needs at least as many patches as queries: {error}') from error
-        boxes, scores, labels = (result[0] for result in results)
+                f'{shapes}, on which the model does not run: {" ".join(str(error).split())}') from error
+        if np.isnan(scores).any():
+            raise InputError(f'{shapes}: fewer patches than the model has queries. Cut the image into pieces')
         factor = np.array([resized.shape[1] / width, resized.shape[0] / height] * 2, np.float32)
         return boxes / factor, scores, labels
 
@@ -231,7 +234,7 @@ def read_image(path: Path) -> np.ndarray:
         InputError: If it cannot be read.
     """
     if not path.is_file():
-        raise InputError(f'{path}: {"cannot be read as an image" if path.exists() else "no such image file"}')
+        raise InputError(f'{path}: {"is not an image file" if path.exists() else "no such image file"}')
     return decode_image(np.fromfile(path, np.uint8), str(path))
 
 
@@ -333,10 +336,16 @@ def write_coco_results(detector: OnnxDetector, root: Path, ann_file: Path, out: 
     missing = [name for name in detector.classes if name not in ids]
     if missing:
         raise InputError(f'{ann_file}: has no categories for the classes {missing} of the model')
+    if out.is_dir():
+        raise InputError(f'{out}: is a folder')
     results, seconds = [], 0.0
     for number, (image_id, path) in enumerate(images, 1):
         start = time.perf_counter()
-        _, boxes, scores, labels = detect(detector, path)
+        try:
+            _, boxes, scores, labels = detect(detector, path)
+        except InputError:
+            print()  # below the progress
+            raise
         seconds += time.perf_counter() - start
         for (left, top, right, bottom), score, label in zip(boxes.tolist(), scores.tolist(), labels, strict=True):
             results.append(dict(image_id=image_id, category_id=ids[detector.classes[label]], score=score,
@@ -349,6 +358,8 @@ def write_coco_results(detector: OnnxDetector, root: Path, ann_file: Path, out: 
         temporary.replace(out)
     except OSError as error:
         raise InputError(f'{out}: cannot be written ({error.strerror})') from error
+    finally:
+        temporary.unlink(missing_ok=True)
     print(f'\n{out}: {len(results)} boxes')
 
 
@@ -399,3 +410,6 @@ if __name__ == '__main__':
     except InputError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print('\ninterrupted', file=sys.stderr)
+        sys.exit(130)

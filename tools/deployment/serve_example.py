@@ -84,6 +84,8 @@ def main() -> None:
     parser.add_argument('--queue', type=int, default=8, help='requests at a time; others get status 503 (default: 8)')
     parser.add_argument('--max-upload', type=float, default=10, help='megabytes of a picture (default: 10)')
     args = parser.parse_args()
+    if not 0 <= args.port <= 65535:
+        parser.error(f'--port {args.port}: 0 to 65535')
     try:
         detector = OnnxDetector(args.model, args.threads)
     except InputError as error:

@@ -154,9 +154,13 @@ async function run(session, image) {
   const images = new Uint8Array(batch * pixels.length);
   for (let index = 0; index < batch; index++) images.set(pixels, index * pixels.length);
   const input = new ort.Tensor('uint8', images, [batch, height, width, 3]);
+  const shapes = `${size} pixels become ${width}x${height}`;
   const {boxes, scores, labels} = await session.run({images: input}).catch(error => {
-    throw Error(`${size} pixels become ${width}x${height}, on which the model does not run: ${error.message ?? error}`);
+    throw Error(`${shapes}, on which the model does not run: ${error.message ?? error}`);
   });
+  if (scores.data.some(Number.isNaN)) {
+    throw Error(`${shapes}: fewer patches than the model has queries. Cut the image into pieces`);
+  }
   const factors = [width / image.width, height / image.height];
   const found = Array.from({length: scores.dims[1]}, (_, index) => ({
     box: [0, 1, 2, 3].map(side => boxes.data[4 * index + side] / factors[side % 2]),

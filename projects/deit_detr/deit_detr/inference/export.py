@@ -18,13 +18,12 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmpretrain.models import VisionTransformer
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from deit_detr.config_file import read_config
 from deit_detr.errors import UserError
 from deit_detr.files import replacing
 from deit_detr.inference.detector import Detector, load, quiet
-from deit_detr.inference.onnx_operators import GraphOperators, use_sdpa
+from deit_detr.inference.onnx_operators import GraphOperators, Selection, use_sdpa
 from deit_detr.inference.quantize import calibration_images, quantize_dynamic_file, quantize_static_file
 from deit_detr.inference.runtimes import NAMES, need, run_file
 from deit_detr.models.attention import replace_attention
@@ -55,34 +54,6 @@ class Exported:
     megabytes: float
     box_difference: float
     score_difference: float
-
-
-class _Selection(TorchFunctionMode):
-    """Record which tokens a two-stage model selects as queries, or make it select given tokens of equal scores.
-
-    The order of scores that differ in the last bits is arbitrary, and DINO and LW-DETR have a learned query for each
-    rank: two runtimes may return different detections and both be right.
-
-    Args:
-        replay (Tensor, optional): Indices of tokens to return from the first ``topk``, in this order. They are used
-            if no score changes by more than ``SCORE_TOLERANCE``.
-    """
-
-    def __init__(self, replay: Tensor | None = None) -> None:
-        super().__init__()
-        self.replay = replay
-        self.noted = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: D105
-        result = func(*args, **(kwargs or {}))
-        if func not in (torch.topk, Tensor.topk):
-            return result
-        self.noted.append(result.indices)
-        if self.replay is not None and len(self.noted) == 1:
-            values = args[0].gather(-1, self.replay)
-            if (values - result.values).abs().max() <= SCORE_TOLERANCE:
-                return torch.return_types.topk((values, self.replay))
-        return result
 
 
 class OnnxGraph(nn.Module):
@@ -118,7 +89,7 @@ class OnnxGraph(nn.Module):
         Returns:
             tuple[Tensor, ...]: Boxes (x1, y1, x2, y2) in pixels of ``images``, ``(batch, detections, 4)``; scores in
             0..1, highest first, and labels, int64, ``(batch, detections)`` each. For a two-stage model also the
-            indices of the selected tokens, for the check.
+            indices of the selected tokens, for the check; its scores are NaN if there are fewer tokens than queries.
         """
         height, width = images.shape[1], images.shape[2]
         preprocessor = self.model.data_preprocessor
@@ -135,10 +106,12 @@ class OnnxGraph(nn.Module):
             img_shape=(height, width), batch_input_shape=(height, width), metainfo=dict())]
         # a cache of autocast would make some weights inputs of several Cast nodes
         half = torch.autocast('cpu', torch.float16, enabled=self.float16, cache_enabled=False)
-        with GraphOperators(self.fused), _Selection() as selection, half:
+        with GraphOperators(self.fused), Selection() as selection, half:
             head_inputs = self.model.forward_transformer(self.model.extract_feat(x), samples)
         logits, boxes = self.model.bbox_head.predict(**head_inputs, batch_data_samples=samples, rescale=False)
         scores, labels, index = best_detections(self.model.bbox_head, logits, self.max_per_img)
+        if selection.short is not None:
+            scores = scores.masked_fill(selection.short, torch.nan)
         centres, sides = boxes.gather(1, index[..., None].expand(-1, -1, 4)).split(2, -1)
         # corners first, then the size, as in mmdet
         size = torch.stack([torch.as_tensor(width), torch.as_tensor(height)]).float()
@@ -180,7 +153,7 @@ def export_onnx(
     need('onnx', *check_with, *(['onnxruntime'] if int8 else []))
     images = calibration_images(calibrate_with) if calibrate_with else []
     if images and not int8:
-        raise UserError('images to calibrate with are for int8')
+        raise UserError('--calibrate-with is for --int8')
     if int8 and float16:
         raise UserError('a file is int8 or float16')
     precision = 'int8, calibrated' if images else 'int8' if int8 else 'float16' if float16 else 'float32'
@@ -288,7 +261,7 @@ def _check(
         for scenes, resized, results in zip(batches, images, found, strict=True):
             factor = [scenes[0].shape[axis] / resized.shape[1 + axis] for axis in (1, 0)] * 2
             for index, (scene, boxes, scores, labels) in enumerate(zip(scenes, *results[:3], strict=True)):
-                with _Selection(*(torch.from_numpy(tokens[..., index, None, :]) for tokens in results[3:])):
+                with Selection(*(torch.from_numpy(tokens[..., index, None, :]) for tokens in results[3:])):
                     apart = compare(detector, scene, boxes * np.float32(factor), scores, labels)
                 worst = np.maximum(worst, apart)
         boxes, scores = worst.tolist()

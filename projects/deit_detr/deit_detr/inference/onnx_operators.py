@@ -68,6 +68,48 @@ class _MultiHeadAttention(torch.autograd.Function):
         return swap(reshape(out, 0, 0, heads, -1))
 
 
+class Selection(TorchFunctionMode):
+    """Record which tokens a two-stage model selects as queries, or make it select given tokens of equal scores.
+
+    The order of scores that differ in the last bits is arbitrary, and DINO and LW-DETR have a learned query for each
+    rank: two runtimes may return different detections and both be right.
+
+    In an exported graph, ``short``, bool ``(batch, 1)``, tells which images have fewer tokens than queries. Runtimes
+    differ in what TopK does then, so there it selects the last token several times.
+
+    Args:
+        replay (Tensor, optional): Indices of tokens to return from the first ``topk``, in this order. They are used
+            if no score changes by more than ``tolerance``.
+        tolerance (float): Largest change of a score, in logits.
+    """
+
+    def __init__(self, replay: Tensor | None = None, tolerance: float = 1e-3) -> None:
+        super().__init__()
+        self.replay, self.tolerance = replay, tolerance
+        self.noted, self.short = [], None
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: D105
+        is_topk = func in (torch.topk, Tensor.topk)
+        if is_topk and torch.onnx.is_in_onnx_export():
+            return self._select_in_graph(*args[:2], **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if not is_topk:
+            return result
+        self.noted.append(result.indices)
+        if self.replay is not None and len(self.noted) == 1:
+            values = args[0].gather(-1, self.replay)
+            if (values - result.values).abs().max() <= self.tolerance:
+                return torch.return_types.topk((values, self.replay))
+        return result
+
+    def _select_in_graph(self, scores: Tensor, k: int, dim: int = -1) -> torch.return_types.topk:
+        lowest = torch.finfo(scores.dtype).min
+        values, index = F.pad(scores, (0, k), value=lowest).topk(k)
+        self.short = values[..., -1].reshape(-1, 1) <= lowest  # LW-DETR's have a dimension of groups before
+        self.noted.append(index.clamp(max=scores.shape[-1] - 1))
+        return torch.return_types.topk((values, self.noted[-1]))
+
+
 def resize_bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize maps as ``F.interpolate(x, size, mode='bicubic')`` does.
 

@@ -45,8 +45,10 @@ def deployed_rows(files: list[Path], pytorch: tuple[Path, Path] | None = None) -
         else:
             settings |= {f'{NAMES[runtime]} {name}': dict(runtime=runtime, precision=name)
                          for name in ('float32', 'bfloat16')}
+    alike = len({file.name for file in files}) < len(files)
     return ([Deployed('PyTorch', pytorch)] if pytorch else []) + [
-        Deployed(f'{file.name}, {name}', (file,), options) for file in files for name, options in settings.items()]
+        Deployed(f'{file if alike else file.name}, {name}', (file,), options)
+        for file in files for name, options in settings.items()]
 
 
 def measure_deployed(
@@ -67,9 +69,9 @@ def measure_deployed(
     Returns:
         list[dict]: For each row ``name``, ``megabytes``, ``start_seconds`` (CPU time until the first detections),
         ``cpu_seconds`` and ``wall_seconds`` of each step, their medians ``cpu_ms`` and ``wall_ms``, ``peak_gb`` (of the
-        process); with ``coco`` also ``ap`` and ``ap50``, and from the second row on ``box_difference`` and
-        ``score_difference`` from the first row, see :func:`~deit_detr.inference.export.compare`. A row that fails has
-        ``name`` and ``error``.
+        process); with ``coco`` also ``ap`` and ``ap50``, and from the second row on, if the first one has an AP,
+        ``box_difference`` and ``score_difference`` from that, see :func:`~deit_detr.inference.export.compare`. A row
+        that fails has ``name`` and ``error``.
     """
     results = [dict(name=row.name, megabytes=row.model[-1].stat().st_size / 1e6) for row in rows]
     task = dict(run_onnx=str(run_onnx), image=str(image), warmup=warmup, threads=threads)
@@ -94,7 +96,7 @@ def measure_deployed(
             file = coco[2] / f'{index}.bbox.json'
             ask('coco', *map(str, coco[:2]), str(file))
             result.update(_score(coco[1], file))
-            if index:
+            if index and 'ap' in results[0]:
                 worst = np.max(result_differences(coco[2] / '0.bbox.json', file), 0).tolist()
                 result.update(box_difference=worst[0], score_difference=worst[1])
 
