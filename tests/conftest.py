@@ -28,9 +28,13 @@ def pytest_collection_finish():
     gc.enable()
 
 
-@pytest.fixture(scope='module', autouse=True)
+@pytest.fixture(autouse=True)
 def own_logger():
-    """Forget mmengine's logger after each test file: a web server (uvicorn) closes the logger's file."""
+    """Forget mmengine's loggers after each test.
+
+    A web server (uvicorn) closes their files. Runs of the same second have the same logger, and that of a test before
+    prints to what was standard output then.
+    """
     yield
     if 'mmengine.logging' in sys.modules:
         sys.modules['mmengine.logging'].MMLogger._instance_dict.clear()

@@ -337,10 +337,10 @@ def check_images(ann_file: Path, root: Path) -> None:
 
 
 def export_all(config: Path, checkpoint: Path, folder: Path, calibrate_with: list[str]) -> list[Path]:
-    """Export a model in float32 and int8, and with images also in calibrated int8; return the files."""
+    """Export a model in float32, float16 and int8, and with images also in calibrated int8; return the files."""
     from deit_detr.inference.export import export_onnx
 
-    kinds = dict(float32={}, int8=dict(int8=True))
+    kinds = dict(float32={}, float16=dict(float16=True), int8=dict(int8=True))
     if calibrate_with:
         kinds['calibrated'] = dict(int8=True, calibrate_with=calibrate_with)
     for name, options in kinds.items():
