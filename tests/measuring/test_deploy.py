@@ -65,6 +65,15 @@ def test_errors_are_one_line(words, message, run):
     assert run(*BENCHMARK, 'deploy', *words, status=2).strip().endswith(f'error: {message}')
 
 
+def test_wrong_annotations_are_named_before_anything_runs(run, tmp_path, mini_scannet):
+    (tmp_path / 'a.onnx').touch()
+    for ann_file, message in (
+        ('none.json', 'none.json: no such annotation file'),
+        (mini_scannet / 'scannet_objdet_val.json', ' of its 8 images are not in . (--image-root)')):
+        output = run(*BENCHMARK, 'deploy', 'a.onnx', '--ann-file', ann_file, '--image-root', '.', status=2)
+        assert output.strip().endswith(message)
+
+
 def test_files_are_for_deploy(run):
     assert 'train takes no files: see --config' in run(*BENCHMARK, 'train', 'a.onnx', status=2)
 

@@ -21,13 +21,13 @@ Examples:
 """
 
 import argparse
-import json
 import re
 import tempfile
 import time
 from pathlib import Path
 
 from deit_detr.command_line import run_cli
+from deit_detr.datasets.coco_file import read_annotations
 from deit_detr.errors import UserError
 from deit_detr.files import write_json
 from deit_detr.machine import GB, describe
@@ -292,14 +292,18 @@ def deploy(args: argparse.Namespace) -> dict:
             raise UserError(f'{file}: no such file')
     if files and args.calibrate_with:
         raise UserError('--calibrate-with is for a config and a checkpoint, which are exported')
-    if args.ann_file:
-        check_images(Path(args.ann_file), Path(args.image_root))
+    if args.ann_file:  # before anything that takes long
+        images = read_annotations(Path(args.ann_file), args.ann_file)['images']
+        missing = sum(not Path(args.image_root, image['file_name']).is_file() for image in images)
+        if missing or not images:
+            raise UserError(
+                f'{args.ann_file}: {missing} of its {len(images)} images are not in {args.image_root} (--image-root)')
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         if not files:
             files = export_all(*trained, folder, args.calibrate_with)
         rows = deployed_rows(files, trained or None)
-        chosen = [row for row in rows if any(re.search(part, row.name) for part in args.rows)]
+        chosen = [row for row in rows if re.search('|'.join(args.rows), row.name)]
         if not chosen:
             raise UserError(f'--rows: there are only {", ".join(row.name for row in rows)}')
         image = folder / 'image.png'
@@ -322,18 +326,6 @@ def deploy(args: argparse.Namespace) -> dict:
     if all('error' in row for row in results):
         raise UserError('nothing could be measured, see the table')
     return dict(deployed=results)
-
-
-def check_images(ann_file: Path, root: Path) -> None:
-    """Raise UserError if an annotation file cannot be read, or the first of its images is not there."""
-    try:
-        names = [image['file_name'] for image in json.loads(ann_file.read_text(encoding='utf-8-sig'))['images']]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{ann_file}: cannot be read as annotations in COCO format ({error})') from error
-    if not names:
-        raise UserError(f'{ann_file}: lists no images')
-    if not (root / names[0]).is_file():
-        raise UserError(f'{root / names[0]}: no such image, which {ann_file} lists: see --image-root')
 
 
 def export_all(config: Path, checkpoint: Path, folder: Path, calibrate_with: list[str]) -> list[Path]:

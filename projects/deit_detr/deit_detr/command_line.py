@@ -22,11 +22,9 @@ def run_cli(main: Callable[[], int | None]) -> None:
             or a package that cannot be imported, and 130 for Ctrl-C.
     """
     try:
-        status = main() or 0
-        _leave_processes()
-        sys.exit(status)
+        sys.exit(main() or 0)
     except SystemExit as end:
-        if end.code == REQUEUE_STATUS:  # all processes saved together
+        if end.code in (0, REQUEUE_STATUS):  # all processes have come to this point
             _leave_processes()
         raise
     except UserError as error:

@@ -282,7 +282,7 @@ def _try(detector: Detector, path: Path, out: Path, runtimes: Sequence[str], flo
         with torch.no_grad():
             found['PyTorch'] = OnnxGraph(detector.model, float16=True)(torch.from_numpy(pixels))[:2]
     for name, tensors in found.items():
-        if not all(np.isfinite(tensor).all() for tensor in tensors):
+        if not all(np.isfinite(np.asarray(tensor)).all() for tensor in tensors):
             raise UserError(
                 f'{out}: not written: in {name} its boxes or scores are not finite numbers, though those of the '
                 'float32 file are: a value is too large for the precision')

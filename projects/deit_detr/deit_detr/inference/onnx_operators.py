@@ -8,6 +8,8 @@ from torch.overrides import TorchFunctionMode
 
 #: What is added to the scores of masked pairs: zero after softmax, and inside float16.
 MASKED = -1e4
+#: Largest difference of scores of tokens, in logits, whose order is left to the runtime.
+TIE = 1e-3
 
 
 class GraphOperators(TorchFunctionMode):
@@ -79,13 +81,12 @@ class Selection(TorchFunctionMode):
 
     Args:
         replay (Tensor, optional): Indices of tokens to return from the first ``topk``, in this order. They are used
-            if no score changes by more than ``tolerance``.
-        tolerance (float): Largest change of a score, in logits.
+            if no score changes by more than :data:`TIE`.
     """
 
-    def __init__(self, replay: Tensor | None = None, tolerance: float = 1e-3) -> None:
+    def __init__(self, replay: Tensor | None = None) -> None:
         super().__init__()
-        self.replay, self.tolerance = replay, tolerance
+        self.replay = replay
         self.noted, self.short = [], None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: D105
@@ -98,7 +99,7 @@ class Selection(TorchFunctionMode):
         self.noted.append(result.indices)
         if self.replay is not None and len(self.noted) == 1:
             values = args[0].gather(-1, self.replay)
-            if (values - result.values).abs().max() <= self.tolerance:
+            if (values - result.values).abs().max() <= TIE:
                 return torch.return_types.topk((values, self.replay))
         return result
 
